@@ -1,0 +1,104 @@
+"""The forward pass: (regulator, dose, state) to changes of expression, programs and traits.
+
+A `Fold` holds every stage upstream of the memory for one data set, split and seed. It is made once and
+shared by all trials, which only add a correction in program space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mantra_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One data set, split and seed with the fixed stages applied.
+
+    N records, G kept genes, K programs, T traits, R regulators, C states. Arrays of G are None when the
+    data has no expression; T may be 0. Predictions of training rows are out of fold.
+    """
+
+    regulator: np.ndarray  # [N] int64
+    dose: np.ndarray  # [N] float32, 0 to 1
+    state: np.ndarray  # [N] int64
+    strategy: np.ndarray  # [N] int64, kind of perturbation (all 0 where not recorded)
+    group: np.ndarray  # [N] int64, records with correlated errors (shared controls) share a group
+    train: np.ndarray  # row numbers, ascending
+    validation: np.ndarray
+    test: np.ndarray
+    cross_fit: np.ndarray  # [N] int64, cross-fitting fold of a training row, -1 elsewhere
+    regulator_class: np.ndarray  # [R] int64, functional class, -1 where unknown
+    delta_program: np.ndarray  # [N, K] float32, observed
+    program_noise: np.ndarray  # [N, K] float32, variance of the observation (0 where unknown)
+    base_program: np.ndarray  # [N, K] float32, predicted before the memory (arm `gnn`), after the manifold
+    lift: np.ndarray  # [K, K] float32, change after the manifold of a unit program correction before it
+    trait_weights: np.ndarray  # [K, T] float32
+    delta_trait: np.ndarray  # [N, T] float32, observed if measured, else observed programs @ trait_weights
+    delta_expression: np.ndarray | None  # [N, G] float32, observed
+    base_expression: np.ndarray | None  # [N, G] float32, predicted, after the manifold
+    lift_expression: np.ndarray | None  # [K, G] float32, lift from programs to genes
+    loadings: np.ndarray | None  # [G, K] float32
+    names: dict[str, list[str]]  # regulator, state, strategy, program, trait, gene
+    meta: dict  # split kind, seed, data hash, what the base is, calibration slope, seconds by stage
+
+    @property
+    def programs(self) -> int:
+        return self.delta_program.shape[1]
+
+    @property
+    def residual(self) -> np.ndarray:
+        """What the base leaves unexplained: observed minus predicted changes of programs, [N, K]."""
+        return self.delta_program - self.base_program
+
+    def save(self, path: Path) -> None:
+        """Write an NPZ file atomically."""
+        arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        text = {name: json.dumps(arrays.pop(name)) for name in ("names", "meta")}
+        arrays = {name: value for name, value in arrays.items() if value is not None}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        with partial.open("wb") as handle:
+            np.savez(handle, **arrays, **text)
+        os.replace(partial, path)
+
+    @staticmethod
+    def load(path: Path) -> Fold:
+        """Read what `save` wrote; InputError if the file is damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            fields = {f.name: arrays.get(f.name) for f in dataclasses.fields(Fold)}
+            fields["names"], fields["meta"] = (json.loads(str(arrays[name])) for name in ("names", "meta"))
+        except Exception as error:
+            raise InputError(path, "fold artifact", type(error).__name__, f"cannot be read: {error}") from error
+        return Fold(**fields)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted changes of some rows: expression [n, G] or None, programs [n, K], traits [n, T]."""
+
+    expression: np.ndarray | None
+    program: np.ndarray
+    trait: np.ndarray
+
+
+def predict(fold: Fold, rows: np.ndarray, correction: np.ndarray | None = None) -> Prediction:
+    """Apply the cascade to `rows`, with a correction [n, K] in program space before the manifold.
+
+    Without a correction the result is the base's prediction bit for bit.
+    """
+    program = fold.base_program[rows]
+    expression = None if fold.base_expression is None else fold.base_expression[rows]
+    if correction is not None:
+        program = program + correction @ fold.lift
+        if expression is not None:
+            expression = expression + correction @ fold.lift_expression
+    return Prediction(expression, program, program @ fold.trait_weights)
