@@ -150,15 +150,17 @@ class NexusConfig:
     """What the gate standardises: the head's entropy at the header, or the residual left after the read."""
     hide_state: float = 0.5
     """Share of training records for which all slots of their own state are hidden."""
+    hide_regulator: float = 0.1
+    """Share of training records for which all slots of their own regulator are hidden, and its token too."""
     top_programs: int = 8
     """P, programs written into a record's tokens."""
     magnitude_bins: int = 9
     """Bins of |change of program|."""
     dose_bins: int = 4
     """Bins of dose."""
-    d_model: int = 64
+    d_model: int = 32
     """Width of the transformer, of keys and of values."""
-    layers: int = 2
+    layers: int = 1
     """Transformer layers."""
     heads: int = 4
     """Attention heads."""
@@ -174,6 +176,8 @@ class NexusConfig:
     """Decoupled weight decay."""
     language_weight: float = 0.1
     """Weight of the auxiliary next-token loss."""
+    language_share: float = 0.125
+    """Share of a batch's records that the next-token loss reads; its cost is that of whole records."""
 
 
 @dataclass(frozen=True)
