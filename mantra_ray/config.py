@@ -90,7 +90,7 @@ class ProgramsConfig:
 class GrnConfig:
     """The graph neural network and its cross-fitting."""
 
-    hidden: int = 32
+    hidden: int = 16
     """Width of a node's hidden state."""
     layers: int = 2
     """Rounds of message passing."""

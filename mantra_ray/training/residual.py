@@ -77,7 +77,7 @@ def train_nexus(
     """Train on the fold's residuals, or on others [N, K] in their place (the shuffled control).
 
     Each epoch starts from a cleared memory, warmed by the weights of that moment; batches read it and never
-    write. The epoch of least validation error wins, and its weights warm the memory that is returned.
+    write. The weights of the epoch that validation chooses warm the memory that is returned.
     """
     torch.manual_seed(seed)
     draw = torch.Generator().manual_seed(seed)
@@ -92,25 +92,37 @@ def train_nexus(
     steps = -(-len(train) // config.batch) * config.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=max(steps, 2))
     curves: list[dict] = []
-    best, best_error = copy.deepcopy(model.state_dict()), np.inf
+    weights, errors = [], []
     for epoch in range(config.epochs + 1):
         memory, seen = warm(model.empty_memory(), model.stream(train), config, decode=model.decode)
         if epoch == 0:
             model.trust_(memory, train, lift)
-        error = float((held_out.residual - predict_residual(model, memory, held_out) @ lift).square().mean())
-        if error < best_error:
-            best, best_error = copy.deepcopy(model.state_dict()), error
-        silence = float(held_out.residual.square().mean()) or 1.0
+        error = (held_out.residual - predict_residual(model, memory, held_out) @ lift).square().mean(1)
+        weights.append(copy.deepcopy(model.state_dict()))
+        errors.append(error.double().cpu().numpy())
         metrics = {name: seen[name] for name in ("write_density", "occupancy", "evictions")}
-        metrics["validation_gain_over_base"] = 1 - error / silence
+        metrics["validation_gain"] = 1 - float(error.mean() / held_out.residual.square().mean())
         if epoch < config.epochs:
             metrics["loss"] = _run_epoch(model, memory, train, lift, optimizer, schedule, draw)
         curves += [{"epoch": epoch, "metric": name, "value": value} for name, value in metrics.items()]
         if on_epoch:
             on_epoch(epoch, metrics)
-    model.load_state_dict(best)
+    chosen = chosen_epoch(np.stack(errors))
+    model.load_state_dict(weights[chosen])
     memory, diagnostics = warm(model.empty_memory(), model.stream(train), config, decode=model.decode)
-    return Trained(model, memory, records, scale, curves, diagnostics)
+    return Trained(model, memory, records, scale, curves, diagnostics | {"epoch": float(chosen)})
+
+
+def chosen_epoch(errors: np.ndarray) -> int:
+    """The epoch of least validation error [epochs, records], or 0 if it beats the start by less than its noise.
+
+    The one-standard-error rule (Breiman et al. 1984) on paired differences to epoch 0: with few validation records
+    the least error is picked from noise, and training must show more than that to replace the start.
+    """
+    best = int(errors.mean(1).argmin())
+    gain = errors[0] - errors[best]
+    noise = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else 0.0
+    return best if gain.mean() > noise else 0
 
 
 def _run_epoch(model: Nexus, memory: Memory, train: Records, lift: Tensor, optimizer, schedule, draw) -> float:

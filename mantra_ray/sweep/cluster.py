@@ -1,0 +1,66 @@
+"""The Ray cluster that a sweep runs on: connecting without chatter, and how many trials fit side by side."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from mantra_ray.errors import InputError
+from mantra_ray.sweep.options import Options
+
+# Results are ours to write and to show: Ray's loggers, reports and notices would only bury them.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches the runner, which says how to go on
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_WARN_THRESHOLD_S": "60",
+}
+
+
+@contextmanager
+def connected(address: str) -> Iterator[dict[str, float]]:
+    """Ray at `address`, or started on this machine if empty; gives the cluster's CPUs and GPUs.
+
+    A Ray that already runs in this process is used and left as it is. Raises InputError if nothing answers.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", module=r"ray\.")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    ours = not ray.is_initialized()
+    if ours:
+        where = {"address": address} if address else {"address": "local", "include_dashboard": False}
+        try:
+            ray.init(**where, logging_level="ERROR", log_to_driver=False)
+        except (ConnectionError, ValueError, TimeoutError) as error:
+            raise InputError("options", "--address", address, f"no Ray cluster answers: {error}") from error
+    try:
+        yield {kind: ray.cluster_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def slots(options: Options, resources: dict[str, float]) -> int:
+    """How many trials run side by side, all workers counted; InputError if not even one fits.
+
+    Tune reserves the driver of a trial with several workers, not the workers, so this bound keeps trials
+    from waiting for each other's workers for ever.
+    """
+    fitting = []
+    for kind, share in (("CPU", options.cpus_per_trial), ("GPU", options.gpus_per_trial)):
+        need = share * options.workers_per_trial
+        if need > resources[kind]:
+            problem = f"a trial needs {need:g} {kind}s, the cluster has {resources[kind]:g}"
+            raise InputError("options", f"--{kind.lower()}s-per-trial", share, problem)
+        fitting += [int(resources[kind] / need + 1e-9)] if need else []
+    return min(fitting)

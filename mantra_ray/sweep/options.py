@@ -1,0 +1,148 @@
+"""Command-line options that every recipe shares; `--help` shows the text that stands under each field."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from mantra_ray.config import (
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    GrnConfig,
+    ManifoldConfig,
+    NexusConfig,
+    ProgramsConfig,
+    SimulationConfig,
+    SplitConfig,
+    SplitKind,
+)
+from mantra_ray.errors import InputError
+from mantra_ray.sweep.spec import SweepSpec
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a sweep."""
+
+    data: str = "sim"
+    """A built-in data set (sim, morphic) or a file of yours (.npz or .parquet)."""
+    data_dir: str = ""
+    """Folder of the built-in data sets' files (default: the environment variable MANTRA_DATA_DIR)."""
+    graph: str = ""
+    """Prior gene graph (.csv, .tsv, .parquet: source, target, optional weight); else made by co-expression."""
+    loadings: str = ""
+    """Gene-to-program loadings W (.npy [G, K], or .csv/.parquet with gene names); without them they are fitted."""
+    traits: tuple[str, ...] = ()
+    """Gene effects on traits, each NAME=FILE (columns symbol or ensg, b, se); without them traits are left out."""
+    classes: str = ""
+    """Functional classes of the regulators (.csv: regulator, class)."""
+    genes: int = 2000
+    """Most variable genes of the training fold that are kept (0 keeps all)."""
+    clip: float = 5.0
+    """Expression changes are clipped to plus or minus this many log2 units."""
+
+    splits: tuple[SplitKind, ...] = ()
+    """What is held out: seen, strategy, context, unseen (default: all that make sense for the data)."""
+    test_fraction: float = 0.2
+    """Share of the eligible units that are tested."""
+    validation_fraction: float = 0.1
+    """Share of the eligible units on which choices are made."""
+    seeds: int = 3
+    """How many seeds; every configuration runs on each of them."""
+    first_seed: int = 0
+    """The first seed; the others follow it."""
+
+    search: Literal["grid", "sample"] = "grid"
+    """grid: every configuration of the recipe; sample: some drawn at random."""
+    num_trials: int = 8
+    """Configurations drawn with --search sample; each runs on every seed and split."""
+    smoke: bool = False
+    """Tiny data and few passes, to see that all works; other options still apply on top."""
+
+    name: str = ""
+    """Name of the sweep and of its folder (default: the recipe's name)."""
+    out: str = "runs"
+    """Folder of the sweeps; on a cluster, one that all machines share."""
+    address: str = ""
+    """Address of a Ray cluster, or auto (default: start Ray on this machine)."""
+    cpus_per_trial: float = 1.0
+    """CPU cores of a trial, or of each of its workers."""
+    gpus_per_trial: float = 0.0
+    """GPUs of a trial, or of each of its workers; 0.25 lets four trials share one."""
+    workers_per_trial: int = 1
+    """Processes that work on one trial together."""
+
+    nexus: NexusConfig = field(default_factory=NexusConfig)
+    """The memory; an option that the recipe sweeps is fixed by giving it here."""
+    grn: GrnConfig = field(default_factory=GrnConfig)
+    programs: ProgramsConfig = field(default_factory=ProgramsConfig)
+    manifold: ManifoldConfig = field(default_factory=ManifoldConfig)
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    given: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # dotted names of the options on the command line
+
+    def check(self) -> None:
+        """Raise InputError for a count or share that cannot be."""
+        for name, least in (("seeds", 1), ("num_trials", 1), ("workers_per_trial", 1), ("genes", 0), ("first_seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError("options", flag(name), getattr(self, name), f"must be at least {least}")
+        for name in ("cpus_per_trial", "clip"):
+            if not getattr(self, name) > 0:
+                raise InputError("options", flag(name), getattr(self, name), "must be above 0")
+        if not self.gpus_per_trial >= 0:
+            raise InputError("options", flag("gpus_per_trial"), self.gpus_per_trial, "must not be negative")
+
+    def base(self) -> ExperimentConfig:
+        """The configuration that the recipe's arms vary."""
+        data = DataConfig(
+            data=self.data,
+            data_dir=self.data_dir,
+            graph=self.graph,
+            loadings=self.loadings,
+            traits=self.traits,
+            classes=self.classes,
+            genes=self.genes,
+            clip=self.clip,
+            simulation=self.simulation,
+        )
+        split = SplitConfig(test_fraction=self.test_fraction, validation_fraction=self.validation_fraction)
+        return ExperimentConfig(
+            data, split, self.programs, self.grn, self.manifold, self.nexus, self.evaluation, self.first_seed
+        )
+
+    def sweep(self, name: str, arms: Sequence[dict[str, Any]]) -> SweepSpec:
+        """The sweep of a recipe's arms as these options want it."""
+        seeds = tuple(range(self.first_seed, self.first_seed + self.seeds))
+        spec = SweepSpec(self.name or name, self.base(), tuple(arms), seeds, self.splits).pin(self.given)
+        return spec.sample(self.num_trials, self.first_seed) if self.search == "sample" else spec
+
+
+# The default of `--smoke`, under the options given beside it.
+SMOKE = Options(
+    seeds=2,
+    genes=60,
+    nexus=NexusConfig(epochs=2, d_model=16, layers=1, heads=2, top_programs=3),
+    grn=GrnConfig(hidden=8, layers=1, epochs=1, folds=2),
+    programs=ProgramsConfig(k=6, restarts=1),
+    simulation=SimulationConfig(regulators=24, doses=(0.5, 0.95), states=2, genes=60, programs=6),
+    evaluation=EvaluationConfig(bootstrap=100),
+)
+
+
+def flag(name: str) -> str:
+    """The option that sets a dotted field."""
+    return "--" + name.replace("_", "-")
+
+
+def parse(args: Sequence[str], description: str, program: str | None = None) -> Options:
+    """Options from the command line, checked; exits with help or with a message as argparse does."""
+    default = SMOKE if "--smoke" in args else Options()
+    given = tuple(arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--"))
+    options = tyro.cli(Options, args=list(args), default=default, description=description, prog=program)
+    options.check()
+    return dataclasses.replace(options, given=given)

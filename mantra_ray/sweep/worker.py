@@ -1,0 +1,160 @@
+"""What runs in a trial's actor: load the fold, run the trial, write its rows, report one line."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import resource
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import train, tune
+from ray.train.torch import TorchTrainer
+
+from mantra_ray.forward import Fold
+from mantra_ray.provenance import device_name
+from mantra_ray.sweep.spec import TrialSpec
+from mantra_ray.sweep.store import Store
+from mantra_ray.sweep.tensorboard import TrialBoard
+from mantra_ray.sweep.trial import TrialOutcome, run_trial
+
+
+@dataclass(frozen=True)
+class SharedFold:
+    """One fold in the object store and on disk."""
+
+    reference: ray.ObjectRef
+    path: Path
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all trials of a sweep share."""
+
+    folds: dict[str, SharedFold]  # by stage key
+    root: Path  # the sweep's folder
+    scratch: Path  # of this run, removed at its end
+    slots: int  # trials that run side by side
+    provenance: dict[str, str | bool]  # of the command that runs the sweep
+    workers: int
+    cpus: float  # of each worker
+    gpus: float
+
+
+def execute(spec: TrialSpec, fold: SharedFold, bench: Bench, board: TrialBoard) -> TrialOutcome:
+    """Run a trial in this process, or a memory's on several Ray Train workers if the bench has more than one."""
+    if bench.workers == 1 or spec.kind == "baselines":
+        return run_trial(spec, ray.get(fold.reference), board.epoch)
+    folder = bench.scratch / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    outcome = folder / f"{spec.id}.outcome"
+    resources = {"CPU": bench.cpus} | ({"GPU": bench.gpus} if bench.gpus else {})
+    TorchTrainer(
+        _rank,
+        train_loop_config={"spec": spec.to_json(), "fold": fold.path, "outcome": outcome, "board": board},
+        scaling_config=train.ScalingConfig(
+            num_workers=bench.workers, use_gpu=bench.gpus > 0, resources_per_worker=resources
+        ),
+        run_config=train.RunConfig(name=spec.id, storage_path=str(folder)),
+    ).fit()
+    result = pickle.loads(outcome.read_bytes())
+    outcome.unlink()
+    return result
+
+
+def _rank(config: dict[str, Any]) -> None:
+    """One worker of a distributed trial: all run it together, rank 0 speaks for them."""
+    first = train.get_context().get_world_rank() == 0
+    fold = Fold.load(config["fold"])
+    outcome = run_trial(TrialSpec.from_json(config["spec"]), fold, config["board"].epoch if first else None)
+    if first:
+        config["outcome"].write_bytes(pickle.dumps(outcome))
+    train.report({})
+
+
+@functools.cache
+def wait_for_slots(scratch: Path, slots: int, patience: float = 60.0) -> None:
+    """Hold this process's first trial until every slot has a process.
+
+    Tune hands a waiting trial to whichever actor comes free and cancels the actor that was starting for it. With
+    trials shorter than an actor's start, one actor would do all the work while the others never came up.
+    """
+    arrived = scratch / "slots"
+    arrived.mkdir(parents=True, exist_ok=True)
+    (arrived / uuid.uuid4().hex).touch()
+    deadline = time.monotonic() + patience
+    while len(list(arrived.iterdir())) < slots and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def trial(config: dict[str, dict[str, str]], bench: Bench, run: Callable[..., TrialOutcome]) -> None:
+    """The Tune trainable: run `config["job"]`, write its rows, report status and validation gain.
+
+    A trial that raises gets a row with its error, and the sweep goes on.
+    """
+    wait_for_slots(bench.scratch, bench.slots)
+    job = config["job"]
+    spec = TrialSpec.from_json(job["spec"])
+    torch.set_num_threads(int(max(1, bench.cpus)))
+    if not bench.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray shows every GPU to an actor that asked for none
+    board = TrialBoard(bench.root / "tensorboard" / spec.id)
+    board.clear()
+    started, clock = datetime.now(UTC), time.perf_counter()
+    outcome, error = None, None
+    try:
+        outcome = run(spec, bench.folds[job["fold"]], bench, board)
+    except Exception:
+        error = traceback.format_exc()
+    seconds = time.perf_counter() - clock
+    origin = bench.provenance | {"code": spec.code, "data_sha256": spec.data_sha256, "device": device_name()}
+    row = {
+        "status": "failed" if error else "done",
+        "error": error,
+        "seconds": seconds,
+        "started": started,
+        "ended": datetime.now(UTC),
+        "max_rss_bytes": peak_memory(),
+    } | {f"provenance.{name}": value for name, value in origin.items()}
+    store = Store(bench.root / "results")
+    if outcome is None:
+        store.write(spec, row)
+    else:
+        store.write(spec, row | outcome.diagnostics, outcome.scores, outcome.records, outcome.curves)
+        board.close(spec, final_numbers(outcome))
+    tune.report(
+        {"status": row["status"], "started": started.timestamp(), "seconds": seconds, "gain": validation_gain(outcome)}
+    )
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process; trials that share an actor share its peak."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def gains(outcome: TrialOutcome) -> dict[str, float]:
+    """Gain over the GNN of the warmed memory, by part."""
+    wanted = {"arm": "memory_on", "slice": "all", "metric": "program_mse_gain"}
+    return {row["part"]: row["value"] for row in outcome.scores if wanted.items() <= row.items()}
+
+
+def validation_gain(outcome: TrialOutcome | None) -> float | None:
+    """What the progress display calls best: choices are made on validation, never on test."""
+    return gains(outcome).get("validation") if outcome else None
+
+
+def final_numbers(outcome: TrialOutcome) -> dict[str, float]:
+    """What TensorBoard's HParams tab compares."""
+    shown = ("write_density", "occupancy", "load")
+    numbers = {f"{part}_gain": value for part, value in gains(outcome).items()}
+    return numbers | {name: outcome.diagnostics[name] for name in shown if name in outcome.diagnostics}

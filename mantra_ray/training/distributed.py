@@ -1,0 +1,174 @@
+"""Cross-fitting units of the GRN-GNN, side by side on the workers of one Ray Train run."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mantra_ray.cascade.grn import fit_grn, grn_inputs, predict_grn
+from mantra_ray.config import GrnConfig, digest
+from mantra_ray.data.graph import Graph, coexpression_graph
+from mantra_ray.errors import InputError
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Records:
+    """The arrays that all units share; through the object store they are mapped, not copied."""
+
+    regulator: np.ndarray  # [N] int64
+    dose: np.ndarray  # [N] float32
+    state: np.ndarray  # [N] int64
+    delta_expression: np.ndarray  # [N, all genes] float32
+    gene_names: tuple[str, ...]
+    regulator_names: tuple[str, ...]
+    states: int
+    graph: Graph | None  # None: by co-expression of the unit's rows
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One network to train: the complement of one cross-fitting fold."""
+
+    path: Path  # of its predictions, named by the hash of all that they depend on
+    rows: np.ndarray  # records to train on
+    genes: np.ndarray  # columns that are kept
+    clip: float  # changes are clipped to plus or minus this
+    config: GrnConfig
+    seed: int
+
+    @property
+    def cost(self) -> int:
+        """What its training time grows with."""
+        return len(self.rows) * len(self.genes) * self.config.epochs * self.config.hidden
+
+
+def node_names(gene_names: Sequence[str], regulator_names: Sequence[str]) -> list[str]:
+    """The network's nodes: the kept genes, then the regulators that are not among them."""
+    genes = set(gene_names)
+    return [*gene_names, *(name for name in regulator_names if name not in genes)]
+
+
+def train_unit(records: Records, unit: Unit, device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
+    """Train one unit's network and predict all records.
+
+    Returns base [N, G] float32, the network's number of edges and of regulators with edges, and the seconds taken.
+    Only `unit.rows` of the changes are looked at.
+    """
+    started = time.perf_counter()
+    genes = [records.gene_names[i] for i in unit.genes]
+    changes = np.clip(records.delta_expression[np.ix_(unit.rows, unit.genes)], -unit.clip, unit.clip)
+    nodes = node_names(genes, records.regulator_names)
+    place = {name: i for i, name in enumerate(nodes)}
+    regulator_node = np.array([place[name] for name in records.regulator_names], np.int64)
+    graph = (coexpression_graph(changes, genes) if records.graph is None else records.graph).restrict(nodes)
+    inputs = grn_inputs(graph.source, graph.target, graph.weight, regulator_node, changes, records.states)
+    who = (records.regulator, records.dose, records.state)
+    model = fit_grn(inputs, *(array[unit.rows] for array in who), changes, unit.config, unit.seed, device)
+    base = predict_grn(model, inputs, *who)
+    connected = np.isin(regulator_node, np.concatenate([inputs.source, inputs.target])).sum()
+    numbers = {"edges": len(inputs.source), "regulators": connected, "seconds": time.perf_counter() - started}
+    return {"base": base, **{name: np.array(value) for name, value in numbers.items()}}
+
+
+def save_unit(unit: Unit, result: dict[str, np.ndarray]) -> None:
+    """Write a unit's result atomically."""
+    unit.path.parent.mkdir(parents=True, exist_ok=True)
+    partial = unit.path.with_name(f".{unit.path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as handle:
+        np.savez(handle, **result)
+    os.replace(partial, unit.path)
+
+
+def load_unit(path: Path) -> dict[str, np.ndarray]:
+    """Read what `save_unit` wrote; InputError if the file is damaged."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except Exception as error:
+        raise InputError(path, "unit", type(error).__name__, f"cannot be read, delete it: {error}") from error
+
+
+def shares(units: Sequence[Unit], workers: int) -> list[list[Unit]]:
+    """Units of each worker, longest first and dealt in turn, so that the units of one round are alike in length."""
+    order = sorted(units, key=lambda unit: (-unit.cost, str(unit.path)))
+    return [order[rank::workers] for rank in range(workers)]
+
+
+def _worker_loop(config: dict) -> None:
+    """What each worker runs: its share of the units, with one report a round.
+
+    `ray.train.report` waits for all ranks, so a rank without a unit in the last round reports all the same.
+    """
+    import ray
+    import ray.train
+    from ray.train.torch import get_device
+
+    records: Records = ray.get(config["records"])
+    device = get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    mine = shares(config["units"], config["workers"])[ray.train.get_context().get_world_rank()]
+    for turn in range(-(-len(config["units"]) // config["workers"])):
+        if turn < len(mine):
+            save_unit(mine[turn], train_unit(records, mine[turn], device))
+        ray.train.report({"round": turn + 1})
+
+
+def run_units(
+    records: Records,
+    units: Sequence[Unit],
+    workers: int,
+    use_gpu: bool,
+    storage: Path,
+    on_progress: Progress | None = None,
+) -> None:
+    """Train units on one TorchTrainer and leave their files; Ray must be initialised.
+
+    Each worker takes one CPU, and one GPU if `use_gpu`. `storage` is the folder of Ray's own files and must be
+    shared by all nodes, like the units' paths.
+    """
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    workers = max(1, min(workers, len(units)))
+    resources = {"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1}
+    name = f"grn_{digest([str(unit.path) for unit in units])}"
+    trainer = TorchTrainer(
+        _worker_loop,
+        train_loop_config={"records": ray.put(records), "units": list(units), "workers": workers},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(name=name, storage_path=str(storage.resolve())),
+    )
+    finished = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(units, finished, on_progress), daemon=True)
+    watcher.start()
+    try:
+        trainer.fit()
+    finally:
+        finished.set()
+        watcher.join()
+
+
+def _watch(units: Sequence[Unit], finished: threading.Event, on_progress: Progress | None) -> None:
+    """Tell `on_progress` how many units lie on disk, each time that there are more."""
+    told = -1
+    while on_progress is not None:
+        last = finished.wait(0.5)  # read before counting, so that the final count is complete
+        done = sum(unit.path.exists() for unit in units)
+        if done != told:
+            on_progress(done, len(units), "GRN-GNN cross-fitting")
+            told = done
+        if last:
+            return

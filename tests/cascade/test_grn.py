@@ -1,0 +1,129 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from mantra_ray.cascade.grn import Grn, fit_grn, grn_inputs, predict_grn
+from mantra_ray.config import GrnConfig
+
+GENES, REGULATORS = 30, 10
+CONFIG = GrnConfig(hidden=8, epochs=40, batch=16, learning_rate=2e-2)
+
+
+@pytest.fixture(scope="module")
+def screen():
+    """Changes that follow the signed graph one step down from the regulator."""
+    rng = np.random.default_rng(0)
+    source, target = rng.integers(0, REGULATORS, 60), rng.integers(0, GENES, 60)
+    weight = rng.choice([-1.0, 1.0], 60).astype(np.float32)
+    regulator = np.repeat(np.arange(REGULATORS), 6)
+    dose, state = np.tile([0.3, 0.6, 0.9], 20).astype(np.float32), np.tile([0, 0, 0, 1, 1, 1], 10)
+    effect = np.zeros((REGULATORS, GENES), np.float32)
+    for i, j, w in zip(source, target, weight, strict=True):
+        effect[i, j] -= w * (i != j)
+    changes = effect[regulator] * dose[:, None]
+    changes[np.arange(60), regulator] = np.log2(1 - dose)
+    return (source, target, weight), regulator, dose, state, changes
+
+
+def fit(screen, rows, changes=None, config=CONFIG, seed=0):
+    graph, regulator, dose, state, observed = screen
+    changes = (observed if changes is None else changes)[rows]
+    inputs = grn_inputs(*graph, np.arange(REGULATORS), changes, 2)
+    model = fit_grn(inputs, regulator[rows], dose[rows], state[rows], changes, config, seed)
+    return model, inputs, predict_grn(model, inputs, regulator, dose, state, batch=17)
+
+
+def test_generalises_to_an_unseen_regulator_and_fits_what_it_saw(screen):
+    _, regulator, _, _, changes = screen
+    unseen = np.isin(regulator, [8, 9])
+    predicted = fit(screen, np.flatnonzero(~unseen))[2]
+    error = np.square(predicted - changes)
+    assert error[unseen].mean() < 0.6 * np.square(changes[unseen]).mean()
+    assert error[~unseen].mean() < 0.3 * np.square(changes[~unseen]).mean()
+
+
+def test_unseen_regulator_has_no_embedding_of_its_own(screen):
+    _, regulator, _, _, changes = screen
+    rows = np.flatnonzero(regulator < 8)
+    model, _, predicted = fit(screen, rows)
+    assert not model.own[8:].any() and model.own[:8].any()
+    wild = changes.copy()
+    wild[regulator >= 8] = 1e3
+    np.testing.assert_array_equal(fit(screen, rows, wild)[2], predicted)
+
+
+def test_same_bits_for_the_same_seed_and_whatever_the_global_generator(screen):
+    rows = np.arange(40)
+    first = fit(screen, rows)[2]
+    state = torch.random.get_rng_state()
+    torch.manual_seed(99)
+    np.testing.assert_array_equal(fit(screen, rows)[2], first)
+    assert np.abs(fit(screen, rows, seed=1)[2] - first).max() > 1e-4
+    torch.random.set_rng_state(state)
+
+
+def dense_forward(model, inputs, regulator, dose, state):
+    """The network as a plain loop over records, with dense matrices in float64."""
+    nodes = len(inputs.features)
+    weight = inputs.weight.astype(float)
+    down, up = np.zeros((nodes, nodes)), np.zeros((nodes, nodes))
+    incoming, outgoing = np.zeros(nodes), np.zeros(nodes)
+    for i, j, w in zip(inputs.source, inputs.target, weight, strict=True):
+        outgoing[i] += abs(w)
+        incoming[j] += abs(w)
+    for i, j, w in zip(inputs.source, inputs.target, weight, strict=True):
+        down[j, i] += w / np.sqrt(max(incoming[j], 1))
+        up[i, j] += w / np.sqrt(max(outgoing[i], 1))
+    down, up = torch.from_numpy(down), torch.from_numpy(up)
+    model = model.double()
+    out = []
+    for r, d, s in zip(regulator, dose, state, strict=True):
+        d = torch.tensor(float(d), dtype=torch.float64)
+        condition = torch.stack([d, torch.log2((1 - d).clamp_min(1 / 32)) / 4, *torch.eye(2, dtype=torch.float64)[s]])
+        node = model.node[r]
+        hidden = torch.tanh(model.embed(model.features))
+        change = torch.zeros_like(hidden)
+        change[node] = d * (model.perturbation + model.own[r])
+        for layer, (message, film) in enumerate(zip(model.message, model.film, strict=True)):
+            gain, shift = (1 + film(condition)[: model.hidden]), film(condition)[model.hidden :]
+            sent = message(hidden + change if layer == 0 else hidden)
+            half = model.hidden // 2
+            received = torch.cat([down @ sent[:, :half], up @ sent[:, half:]], 1)
+            kept = model.stay(hidden + change) * gain if layer == 0 else hidden
+            hidden = torch.nn.functional.leaky_relu(kept + gain * received + shift, 0.1)
+        common = model.common_genes @ model.common(torch.cat([hidden[node], condition]))
+        result = (hidden[:GENES] * (model.readout + model.gene_readout)).sum(1) + common
+        if node < GENES:
+            result[node] += 4 * condition[1] * model.unit * (1 + model.itself(condition))[0]
+        out.append(result)
+    return torch.stack(out).detach().numpy() * inputs.scale
+
+
+def test_equals_a_dense_loop(screen):
+    graph, _, _, _, changes = screen
+    regulator, dose, state = np.array([0, 3, 9, 10]), np.array([0.2, 1.0, 0.7, 0.5], np.float32), np.array([0, 1, 1, 0])
+    nodes = np.array([*range(REGULATORS), GENES])  # the last regulator is no gene and has no edges
+    inputs = grn_inputs(*graph, nodes, changes, 2)
+    torch.manual_seed(0)
+    model = Grn(inputs, dataclasses.replace(CONFIG, layers=3))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    predicted = predict_grn(model, inputs, regulator, dose, state)
+    expected = dense_forward(model, inputs, regulator, dose, state)
+    np.testing.assert_allclose(predicted, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_records_of_a_batch_do_not_touch(screen):
+    _, regulator, dose, state, _ = screen
+    model, inputs, predicted = fit(screen, np.arange(60))
+    alone = predict_grn(model, inputs, regulator[7:8], dose[7:8], state[7:8])
+    np.testing.assert_allclose(alone[0], predicted[7], atol=1e-5)
+
+
+def test_a_graph_without_edges_still_runs(screen):
+    _, regulator, dose, state, changes = screen
+    none = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    predicted = fit((none, regulator, dose, state, changes), np.arange(60))[2]
+    assert np.isfinite(predicted).all()

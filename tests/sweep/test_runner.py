@@ -1,0 +1,118 @@
+import io
+import os
+
+import pytest
+import ray
+from rich.console import Console
+
+from mantra_ray.errors import InputError
+from mantra_ray.sweep import cluster, runner
+from mantra_ray.sweep.options import Options
+from mantra_ray.sweep.store import Store
+
+pytestmark = pytest.mark.slow
+ARMS = [{"nexus.regret_gamma": gamma} for gamma in (0.0, 1.0)]
+OPTIONS = {"seeds": 2, "splits": ("seen",)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session():
+    for name, value in cluster.QUIET.items():
+        os.environ.setdefault(name, value)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch, screen, make_folds, records):
+    """Runs a sweep of two arms and two seeds whose trials do `act(spec)` first."""
+    monkeypatch.setattr(runner, "load_screen", lambda config: screen)
+    monkeypatch.setattr(runner, "make_folds", make_folds)
+    monkeypatch.setattr(runner, "code_version", lambda *parts: "code")
+    columns = records({"memory_on": 0.5})
+
+    def go(act=lambda spec: None, **changes):
+        def run(spec, fold, bench, board):
+            from mantra_ray.sweep.trial import TrialOutcome
+
+            act(spec)
+            assert ray.get(fold.reference).programs == 2
+            board.epoch(0, {"loss": 1.0})
+            return TrialOutcome({"write_density": 0.5}, [], columns, [{"epoch": 0, "metric": "loss", "value": 1.0}])
+
+        output = io.StringIO()
+        options = Options(out=str(tmp_path), **OPTIONS | changes)
+        code = runner.run_sweep(options.sweep("test", ARMS), options, Console(file=output, width=120), run)
+        return code, output.getvalue()
+
+    return go
+
+
+def test_sweep_runs_and_finished_trials_are_skipped(sweep, tmp_path):
+    code, text = sweep()
+    store = Store(tmp_path / "test" / "results")
+    trials = store.read("trials").to_pylist()
+    assert code == 0 and "6 trials finished, 0 failed" in text and "no traits given" in text
+    assert sorted(row["kind"] for row in trials) == ["baselines"] * 2 + ["nexus"] * 4
+    assert all(row["status"] == "done" and row["seconds"] > 0 and row["max_rss_bytes"] > 1e6 for row in trials)
+    assert {row["provenance.data_sha256"] for row in trials} == {"data"}
+    assert store.read("records").num_rows == 36 and store.read("curves").num_rows == 6
+    assert {path.name for path in (tmp_path / "test" / "tensorboard").iterdir()} == {row["trial"] for row in trials}
+    assert not list((tmp_path / "test" / ".tune").iterdir())
+
+    def never(spec):
+        raise AssertionError("ran again")
+
+    code, text = sweep(never)
+    assert code == 0 and "6 of them finished before" in text
+    assert store.read("trials").to_pylist() == trials
+
+
+def test_failed_trials_have_rows_and_are_retried(sweep, tmp_path):
+    def fail(spec):
+        if spec.config.nexus.regret_gamma == 1.0:
+            raise ValueError("no gate today")
+        if spec.kind == "baselines" and spec.config.seed == 1:
+            os._exit(3)  # the process dies, as when memory runs out
+
+    code, text = sweep(fail)
+    store = Store(tmp_path / "test" / "results")
+    rows = store.read("trials").to_pylist()
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert code == 1 and "3 trials finished, 3 failed" in text and "no gate today" in text
+    assert [row["kind"] for row in rows if row["status"] == "done"].count("nexus") == 2
+    assert sum("ValueError: no gate today" in row["error"] for row in failed) == 2
+    assert [row["kind"] for row in failed if "outside the trial" in row["error"]] == ["baselines"]
+    code, text = sweep()
+    assert code == 0 and "3 of them finished before" in text and len(store.finished()) == 6
+
+
+def test_stopped_sweep_says_how_to_go_on(sweep, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "_tune", stop)
+    code, text = sweep()
+    assert code == 130 and "same command again" in text
+
+
+def test_a_trial_that_cannot_fit_is_refused(sweep):
+    with pytest.raises(InputError, match=r"--cpus-per-trial.*needs 6 CPUs"):
+        sweep(workers_per_trial=2, cpus_per_trial=3.0)
+    with pytest.raises(InputError, match="--gpus-per-trial"):
+        sweep(gpus_per_trial=1000.0)
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "gpus", "expected"), [(1, 1.0, 0.0, 8), (3, 1.0, 0.0, 2), (1, 0.1, 0.25, 4), (2, 0.5, 0.5, 1)]
+)
+def test_slots_count_all_workers(workers, cpus, gpus, expected):
+    options = Options(workers_per_trial=workers, cpus_per_trial=cpus, gpus_per_trial=gpus)
+    assert cluster.slots(options, {"CPU": 8.0, "GPU": 1.0}) == expected
+
+
+def test_overhead_is_what_slots_did_beside_computing():
+    timing = runner.Timing(total=30, stages=5, trials=20, starting=4, compute=30, count=5, slots=2)
+    assert timing.overhead(starting=True) == (40 - 30) / 5
+    assert timing.overhead(starting=False) == (32 - 30) / 5

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+import mantra_ray
+from mantra_ray import cli
+from mantra_ray.errors import InputError
+
+RECIPE = Path(__file__).parents[1] / "sweeps" / "cam_geometry.py"
+
+
+@pytest.fixture
+def swept(monkeypatch):
+    """The (spec, options) that a command would run."""
+    seen = []
+    monkeypatch.setattr(cli, "run_sweep", lambda spec, options, console: seen.append((spec, options)) or 0)
+    return seen
+
+
+def test_version_and_usage(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"mantra {mantra_ray.__version__}"
+    assert cli.main(["--help"]) == 0
+    assert cli.main([]) == 2
+    assert cli.main(["swep"]) == 2
+
+
+def test_sweep_gives_options_to_the_recipe(swept):
+    assert cli.main(["sweep", str(RECIPE), "--seeds", "1", "--nexus.epochs", "7"]) == 0
+    ((spec, options),) = swept
+    assert options.seeds == 1 and spec.base.nexus.epochs == 7 and spec.name == "cam_geometry"
+
+
+def test_recipe_sweeps_geometry_gate_fusion_and_load(swept):
+    cli.main(["sweep", str(RECIPE)])
+    arms = swept[0][0].arms
+    loads = [arm for arm in arms if "nexus.load" in arm]
+    full = [arm for arm in arms if "nexus.load" not in arm]
+    geometries = {(512, 32), (2048, 8), (4096, 4)}
+    for part in (loads, full):
+        assert {(arm["nexus.buckets"], arm["nexus.slots"]) for arm in part} == geometries
+    assert {arm["nexus.load"] for arm in loads} == {0.25, 1.0, 4.0} and len(loads) == 9
+    assert all({"nexus.regret_gamma", "nexus.query_alpha"} <= arm.keys() for arm in full)
+    assert len({tuple(arm.items()) for arm in full}) == len(full) > len(geometries)
+
+
+def test_smoke_sweeps_one_gate_and_one_fusion(swept):
+    cli.main(["sweep", str(RECIPE), "--smoke"])
+    spec, options = swept[0]
+    assert options.seeds == 2
+    assert len([arm for arm in spec.arms if "nexus.load" not in arm]) == 3
+
+
+@pytest.mark.parametrize("text", [None, "x = 1"])
+def test_no_recipe(tmp_path, text, capsys):
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    assert cli.main(["sweep", str(path)]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_bad_input_is_a_message_not_a_traceback(monkeypatch, capsys):
+    def refuse(*_):
+        raise InputError("screen.npz", "dose", 7.0, "must lie in [0, 1]")
+
+    monkeypatch.setattr(cli, "run_sweep", refuse)
+    assert cli.main(["sweep", str(RECIPE)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: screen.npz: dose: must lie in [0, 1] (found 7.0)\n"
+
+
+def test_results_needs_a_sweep(tmp_path, capsys):
+    assert cli.main(["results", str(tmp_path)]) == 2
+    assert "sweep.json" in capsys.readouterr().err
