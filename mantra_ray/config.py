@@ -166,11 +166,11 @@ class NexusConfig:
     """Attention heads."""
     dropout: float = 0.0
     """Dropout of the transformer."""
-    epochs: int = 20
+    epochs: int = 12
     """Passes over the training fold (Mode B)."""
-    batch: int = 256
+    batch: int = 128
     """Records a step."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     """Peak learning rate of AdamW."""
     weight_decay: float = 1e-2
     """Decoupled weight decay."""

@@ -56,9 +56,8 @@ class Nexus(nn.Module):
         nn.init.zeros_(self.gate_semantic.weight)
         # logits of trust in what was read from other cell states, and what the query's own state adds to it
         self.gate_prior = nn.Parameter(torch.zeros(2))
-        # no bias: a memory that holds nothing must decode to exactly nothing
-        self.decoder = nn.Linear(vocabulary.programs, vocabulary.programs, bias=False)
-        nn.init.eye_(self.decoder.weight)
+        # one gain a program and no bias: a full matrix overfits, and a memory that holds nothing decodes to nothing
+        self.decoder = nn.Parameter(torch.ones(vocabulary.programs))
 
     def empty_memory(self) -> Memory:
         """A cleared memory for this model, on its device."""
@@ -86,7 +85,7 @@ class Nexus(nn.Module):
 
     def decode(self, value: Tensor) -> Tensor:
         """Residuals [N, K] of read values [N, V]."""
-        return self.decoder(value[:, : self.vocabulary.programs])
+        return value[:, : self.vocabulary.programs] * self.decoder
 
     def recall(
         self, memory: Memory, records: Records, query: Tensor, hide_state: Tensor | None, hide_token: Tensor | None

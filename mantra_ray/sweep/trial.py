@@ -55,8 +55,9 @@ def memory_arms(fold: Fold, trained: Trained, seed: int) -> tuple[dict[str, Pred
     Shuffled: the same weights and keys, each record's residual exchanged for that of another training record.
     """
     model, records = trained.model, trained.records
-    train = records.take(torch.from_numpy(fold.train).to(records.record.device))
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(train))).to(records.record.device)
+    device = records.record.device
+    train = records.take(torch.tensor(fold.train, device=device))
+    order = torch.tensor(np.random.default_rng(seed).permutation(len(train)), device=device)
     train.residual = train.residual[order]
     shuffled, _ = warm(model.empty_memory(), model.stream(train), model.config, decode=model.decode)
     memories = {"memory_off": model.empty_memory(), "memory_shuffled": shuffled, "memory_on": trained.memory}
@@ -64,7 +65,7 @@ def memory_arms(fold: Fold, trained: Trained, seed: int) -> tuple[dict[str, Pred
     for arm, memory in memories.items():
         correction = predict_residual(model, memory, records) * trained.scale
         predictions[arm] = predict(fold, everything, correction.cpu().numpy())
-    _, gate, found, _ = model(trained.memory, records.take(torch.from_numpy(fold.test).to(records.record.device)))
+    _, gate, found, _ = model(trained.memory, records.take(torch.tensor(fold.test, device=device)))
     diagnostics = trained.diagnostics | {
         "hard_hit_rate": float(found.hard.float().mean()),
         "gate_mean": float(gate.mean()),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
+from scipy import stats
 from torch import Tensor
 
 from mantra_ray.config import NexusConfig
@@ -63,7 +64,7 @@ def make_records(fold: Fold, config: NexusConfig, residual: np.ndarray, device: 
         "record": np.arange(len(fold.state)),
         "known": np.isin(fold.regulator, fold.regulator[train]),
     }
-    return vocabulary, Records(**{name: torch.from_numpy(a).to(device) for name, a in arrays.items()}), scale
+    return vocabulary, Records(**{name: torch.tensor(a, device=device) for name, a in arrays.items()}), scale
 
 
 def train_nexus(
@@ -83,11 +84,11 @@ def train_nexus(
     draw = torch.Generator().manual_seed(seed)
     vocabulary, records, scale = make_records(fold, config, fold.residual if residual is None else residual, device)
     model = Nexus(vocabulary, config, bucket_count(config, len(fold.train))).to(device)
-    train = records.take(torch.from_numpy(fold.train).to(device))
-    held_out = records.take(torch.from_numpy(fold.validation).to(device))
-    lift = torch.from_numpy(fold.lift).to(device)
-    plain = [p for name, p in model.named_parameters() if name != "decoder.weight"]
-    groups = [{"params": plain}, {"params": [model.decoder.weight], "weight_decay": 0.0}]
+    train = records.take(torch.tensor(fold.train, device=device))
+    held_out = records.take(torch.tensor(fold.validation, device=device))
+    lift = torch.tensor(fold.lift, device=device)
+    plain = [p for name, p in model.named_parameters() if name != "decoder"]
+    groups = [{"params": plain}, {"params": [model.decoder], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
     steps = -(-len(train) // config.batch) * config.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=max(steps, 2))
@@ -113,16 +114,18 @@ def train_nexus(
     return Trained(model, memory, records, scale, curves, diagnostics | {"epoch": float(chosen)})
 
 
-def chosen_epoch(errors: np.ndarray) -> int:
-    """The epoch of least validation error [epochs, records], or 0 if it beats the start by less than its noise.
+def chosen_epoch(errors: np.ndarray, confidence: float = 0.95) -> int:
+    """The epoch of least validation error [epochs, records], or 0 unless it beats the start significantly.
 
-    The one-standard-error rule (Breiman et al. 1984) on paired differences to epoch 0: with few validation records
-    the least error is picked from noise, and training must show more than that to replace the start.
+    One-sided paired t-test against epoch 0: with few validation records the least error is picked from noise, and
+    training must show more than that to replace the start.
     """
     best = int(errors.mean(1).argmin())
     gain = errors[0] - errors[best]
-    noise = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else 0.0
-    return best if gain.mean() > noise else 0
+    if len(gain) < 2:
+        return 0
+    noise = gain.std(ddof=1) / np.sqrt(len(gain))
+    return best if gain.mean() > stats.t.ppf(confidence, len(gain) - 1) * noise else 0
 
 
 def _run_epoch(model: Nexus, memory: Memory, train: Records, lift: Tensor, optimizer, schedule, draw) -> float:
