@@ -128,7 +128,7 @@ class NexusConfig:
     """S, slots a bucket."""
     load: float = 0.0
     """Records a slot; above 0 it replaces `buckets` so that training records / (B * S) comes nearest to it."""
-    regret_gamma: float = 0.0
+    regret_gamma: float = -1.0
     """Gate: a record is written if z * (1 - sim_max) exceeds this."""
     query_alpha: float = 0.5
     """Share of the hidden state in the query; the rest is the bucket's centroid."""

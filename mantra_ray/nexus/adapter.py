@@ -54,8 +54,8 @@ class Nexus(nn.Module):
         nn.init.zeros_(self.gate[2].bias)
         self.gate_semantic = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.gate_semantic.weight)
-        # logits of trust in what was read from other cell states, and what the query's own state adds to it
-        self.gate_prior = nn.Parameter(torch.zeros(2))
+        # logit of trust in other tokens' records, and what the own token and then the own state add to it
+        self.gate_prior = nn.Parameter(torch.zeros(3))
         # one gain a program and no bias: a full matrix overfits, and a memory that holds nothing decodes to nothing
         self.decoder = nn.Parameter(torch.ones(vocabulary.programs))
 
@@ -112,10 +112,10 @@ class Nexus(nn.Module):
             ],
             dim=-1,
         )
-        prior = self.gate_prior[0] + self.gate_prior[1] * found.same_state[:, None]
+        steps = torch.stack([torch.ones_like(dose), found.hard.to(dose.dtype), found.hard * found.same_state], dim=-1)
         # the unit hidden state enters linearly: a few records must not fit a gate of their own
         semantic = self.gate_semantic(F.normalize(hidden[:, STATE], dim=-1))
-        gate = GATE_MAX * torch.sigmoid(prior + self.gate(features) + semantic)
+        gate = GATE_MAX * torch.sigmoid((steps @ self.gate_prior)[:, None] + self.gate(features) + semantic)
         return gate * self.decode(found.value), gate
 
     def forward(
@@ -134,20 +134,24 @@ class Nexus(nn.Module):
 
     @torch.no_grad()
     def trust_(self, memory: Memory, records: Records, lift: Tensor) -> None:
-        """Start the gate at the least-squares slopes of training residuals on what is read of other records.
+        """Start the gate's priors at least-squares slopes of training residuals on what is read of other records.
 
-        One slope with all slots visible and one with the records' own state hidden: the gate's two priors.
-        Without such reads a slope stays at 1/2.
+        One slope each for reads of other tokens (own token hidden), of the own token in other states (own state
+        hidden) and of the own state; 1/2 where there are no such reads.
         """
         query = self.query(self.hidden(records), records.bucket)
-        logits = []
-        for hide in (records.state, None):
-            found = self.recall(memory, records, query, hide, None)
-            rows = found.hard if hide is not None else found.same_state > 0.5
+        slopes = []
+        for hide_state, hide_token, wanted in (
+            (None, records.header[:, REG], lambda found: ~found.hard),
+            (records.state, None, lambda found: found.hard),
+            (None, None, lambda found: found.hard & (found.same_state > 0.5)),
+        ):
+            found = self.recall(memory, records, query, hide_state, hide_token)
+            rows = wanted(found)
             seen = self.decode(found.value[rows]) @ lift
-            slope = (seen * records.residual[rows]).sum() / seen.square().sum() if len(seen) else torch.tensor(0.5)
-            logits.append(torch.logit((torch.nan_to_num(slope, 0.5) / GATE_MAX).clamp(0.01, 0.99)))
-        self.gate_prior.copy_(torch.stack([logits[0], logits[1] - logits[0]]))
+            slopes.append(torch.nan_to_num((seen * records.residual[rows]).sum() / seen.square().sum(), 0.5))
+        logits = torch.logit((torch.stack(slopes) / GATE_MAX).clamp(0.01, 0.99))
+        self.gate_prior.copy_(torch.diff(logits, prepend=torch.zeros_like(logits[:1])))
 
     def language_loss(self, records: Records) -> Tensor:
         """Mean next-token cross-entropy over header and content."""

@@ -30,9 +30,7 @@ class Memory:
     count: Tensor  # [R] int64, records of the token seen so far
 
     @staticmethod
-    def empty(
-        buckets: int, slots: int, key: int, value: int, tokens: int, dtype=torch.float32, device="cpu"
-    ) -> Memory:
+    def empty(buckets: int, slots: int, key: int, value: int, tokens: int, dtype=torch.float32, device="cpu") -> Memory:
         """A cleared memory."""
 
         def real(*shape: int) -> Tensor:

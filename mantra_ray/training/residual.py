@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
-from scipy import stats
 from torch import Tensor
 
 from mantra_ray.config import NexusConfig
@@ -40,7 +39,9 @@ def bucket_count(config: NexusConfig, records: int) -> int:
     return max(1, round(records / (config.load * config.slots))) if config.load > 0 else config.buckets
 
 
-def make_records(fold: Fold, config: NexusConfig, residual: np.ndarray, device: str) -> tuple[Vocabulary, Records, float]:
+def make_records(
+    fold: Fold, config: NexusConfig, residual: np.ndarray, device: str
+) -> tuple[Vocabulary, Records, float]:
     """Vocabulary, records of all rows and the residuals' scale; edges and scale come from training rows alone."""
     train = fold.train
     vocabulary = Vocabulary.learn(
@@ -114,18 +115,17 @@ def train_nexus(
     return Trained(model, memory, records, scale, curves, diagnostics | {"epoch": float(chosen)})
 
 
-def chosen_epoch(errors: np.ndarray, confidence: float = 0.95) -> int:
-    """The epoch of least validation error [epochs, records], or 0 unless it beats the start significantly.
+def chosen_epoch(errors: np.ndarray) -> int:
+    """The epoch of least validation error [epochs, records], or 0 if it beats the start by less than its noise.
 
-    One-sided paired t-test against epoch 0: with few validation records the least error is picked from noise, and
-    training must show more than that to replace the start.
+    The one-standard-error rule (Breiman et al. 1984) on paired differences to epoch 0: with few validation records
+    the least error is picked from noise, and training must show more than that to replace the start.
     """
     best = int(errors.mean(1).argmin())
     gain = errors[0] - errors[best]
     if len(gain) < 2:
         return 0
-    noise = gain.std(ddof=1) / np.sqrt(len(gain))
-    return best if gain.mean() > stats.t.ppf(confidence, len(gain) - 1) * noise else 0
+    return best if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)) else 0
 
 
 def _run_epoch(model: Nexus, memory: Memory, train: Records, lift: Tensor, optimizer, schedule, draw) -> float:
@@ -170,4 +170,3 @@ def predict_residual(model: Nexus, memory: Memory, records: Records) -> Tensor:
     """Corrections [N, K] in units of the residual scale; records never read their own slot, nothing is written."""
     model.eval()
     return model(memory, records)[0]
-

@@ -1,5 +1,6 @@
 """The gate and the warming pass."""
 
+import itertools
 import math
 
 import numpy as np
@@ -75,7 +76,7 @@ def test_writes_fall_as_gamma_rises_with_scores_fixed(seed, gammas):
         admit, primed = gate(memory, token, signal, sim_max, NexusConfig(regret_gamma=gamma))
         assert (admit | ~primed).all()
         admitted.append(admit)
-    for looser, stricter in zip(admitted, admitted[1:], strict=False):
+    for looser, stricter in itertools.pairwise(admitted):
         assert (looser | ~stricter).all()  # what the stricter gate admits, the looser one admits too
 
 
