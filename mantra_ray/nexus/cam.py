@@ -59,6 +59,16 @@ class Memory:
         """Whether every tensor is the same bit for bit."""
         return all(torch.equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
 
+    def trim(self) -> Memory:
+        """A view without the slots that no bucket has filled: the same reads for less work.
+
+        Buckets fill their slots in order and never free one, so what is empty lies at the end.
+        """
+        used = max(1, int((self.record != EMPTY).sum(-1).max()))
+        per_slot = ("key", "value", "token", "record", "state", "priority", "stamp")
+        slots = {name: getattr(self, name)[:, :used] for name in per_slot}
+        return Memory(**slots, mean=self.mean, variance=self.variance, count=self.count)
+
     @property
     def occupancy(self) -> float:
         """Share of slots that hold a record."""
@@ -138,7 +148,7 @@ class Candidates:
     state: Tensor  # [N]
     stamp: Tensor  # [N]
 
-    def take(self, rows: Tensor) -> Candidates:
+    def take(self, rows: Tensor | slice) -> Candidates:
         return Candidates(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
@@ -178,10 +188,11 @@ def write_(memory: Memory, new: Candidates, priority: Tensor, admit: Tensor, evi
         beats = priority > memory.priority[bucket, victim]
     stored = admit & (is_held | has_room | beats)
     evicted = stored & ~is_held & ~has_room
-    at, here = bucket[stored], slot[stored]
+    rows = stored.nonzero()[:, 0]
+    at = (bucket[rows], slot[rows])
     for name in ("key", "value", "token", "record", "state", "stamp"):
-        getattr(memory, name)[at, here] = getattr(new, name)[stored]
-    memory.priority[at, here] = priority[stored]
+        getattr(memory, name)[at] = getattr(new, name)[rows]
+    memory.priority[at] = priority[rows]
     return Written(stored, evicted)
 
 

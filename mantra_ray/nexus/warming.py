@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ class Stream:
     signal: Tensor  # [N] the head's entropy at the header, in nats
     surprisal: Tensor  # [N] the head's negative log-likelihood of the record's content, mean over its tokens
     target: Tensor  # [N, K] residual, for the gate signal `residual`
+
+    def take(self, rows: Tensor | slice) -> Stream:
+        return Stream(self.candidates.take(rows), self.signal[rows], self.surprisal[rows], self.target[rows])
 
 
 def gate(memory: Memory, token: Tensor, signal: Tensor, sim_max: Tensor, config: NexusConfig) -> tuple[Tensor, Tensor]:
@@ -68,15 +72,17 @@ def warm(memory: Memory, stream: Stream, config: NexusConfig, decode=None) -> tu
     memory, started = memory.clone(), time.perf_counter()
     groups = waves(stream.candidates.bucket)
     counted = torch.zeros(5, dtype=torch.int64, device=stream.signal.device)
-    for rows in groups:
-        new = stream.candidates.take(rows)
+    stream = stream.take(torch.cat(groups))  # by wave, so that each wave is a slice
+    ends = list(itertools.accumulate(len(rows) for rows in groups))
+    for start, end in zip([0, *ends], ends, strict=False):
+        wave = stream.take(slice(start, end))
+        new, signal = wave.candidates, wave.signal
         visible = visible_slots(memory, new.bucket, new.record)
         found = read(memory, new.key, new.bucket, new.token, new.state, visible, config.tau)
-        signal = stream.signal[rows]
         if config.gate_signal == "residual":
-            signal = (stream.target[rows] - decode(found.value)).square().mean(-1).sqrt()
+            signal = (wave.target - decode(found.value)).square().mean(-1).sqrt()
         admit, primed = gate(memory, new.token, signal, found.sim_max, config)
-        priority = priorities(stream.surprisal[rows], memory.count[new.token], found.sim_max, config)
+        priority = priorities(wave.surprisal, memory.count[new.token], found.sim_max, config)
         observe_(memory, new.token, signal, config.ema)
         done = write_(memory, new, priority, admit, config.eviction)
         flags = torch.stack([admit, primed, done.stored, done.evicted, found.hard])

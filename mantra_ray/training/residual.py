@@ -90,22 +90,23 @@ def train_nexus(
     lift = torch.tensor(fold.lift, device=device)
     plain = [p for name, p in model.named_parameters() if name != "decoder"]
     groups = [{"params": plain}, {"params": [model.decoder], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     steps = -(-len(train) // config.batch) * config.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=max(steps, 2))
     curves: list[dict] = []
     weights, errors = [], []
     for epoch in range(config.epochs + 1):
         memory, seen = warm(model.empty_memory(), model.stream(train), config, decode=model.decode)
+        reader = memory.trim()
         if epoch == 0:
-            model.trust_(memory, train, lift)
-        error = (held_out.residual - predict_residual(model, memory, held_out) @ lift).square().mean(1)
+            model.trust_(reader, train, lift)
+        error = (held_out.residual - predict_residual(model, reader, held_out) @ lift).square().mean(1)
         weights.append(copy.deepcopy(model.state_dict()))
         errors.append(error.double().cpu().numpy())
         metrics = {name: seen[name] for name in ("write_density", "occupancy", "evictions")}
         metrics["validation_gain"] = 1 - float(error.mean() / held_out.residual.square().mean())
         if epoch < config.epochs:
-            metrics["loss"] = _run_epoch(model, memory, train, lift, optimizer, schedule, draw)
+            metrics["loss"] = _run_epoch(model, reader, train, lift, optimizer, schedule, draw)
         curves += [{"epoch": epoch, "metric": name, "value": value} for name, value in metrics.items()]
         if on_epoch:
             on_epoch(epoch, metrics)
