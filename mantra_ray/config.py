@@ -128,7 +128,7 @@ class NexusConfig:
     """S, slots a bucket."""
     load: float = 0.0
     """Records a slot; above 0 it replaces `buckets` so that training records / (B * S) comes nearest to it."""
-    regret_gamma: float = -1.0
+    regret_gamma: float = -2.0
     """Gate: a record is written if z * (1 - sim_max) exceeds this."""
     query_alpha: float = 0.5
     """Share of the hidden state in the query; the rest is the bucket's centroid."""
@@ -166,11 +166,11 @@ class NexusConfig:
     """Attention heads."""
     dropout: float = 0.0
     """Dropout of the transformer."""
-    epochs: int = 12
+    epochs: int = 10
     """Passes over the training fold (Mode B)."""
     batch: int = 128
     """Records a step."""
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
     """Peak learning rate of AdamW."""
     weight_decay: float = 1e-2
     """Decoupled weight decay."""

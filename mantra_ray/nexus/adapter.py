@@ -25,7 +25,8 @@ class Records:
     header: Tensor  # [N, 3] token ids
     content: Tensor  # [N, P + 1] token ids
     dose: Tensor  # [N]
-    residual: Tensor  # [N, K] in units of the fold's residual scale
+    base: Tensor  # [N, K] predicted change before the memory, in units of the fold's residual scale
+    residual: Tensor  # [N, K] observed minus base, same units
     noise: Tensor  # [N] variance of the residual's observation, mean over programs, same units squared
     bucket: Tensor  # [N]
     state: Tensor  # [N]
@@ -58,6 +59,8 @@ class Nexus(nn.Module):
         self.gate_prior = nn.Parameter(torch.zeros(3))
         # one gain a program and no bias: a full matrix overfits, and a memory that holds nothing decodes to nothing
         self.decoder = nn.Parameter(torch.ones(vocabulary.programs))
+        # 0 recalls how far the base was off, 1 what was observed; the base's own noise decides between them
+        self.transport = nn.Parameter(torch.zeros(()))
 
     def empty_memory(self) -> Memory:
         """A cleared memory for this model, on its device."""
@@ -66,7 +69,7 @@ class Nexus(nn.Module):
             self.buckets,
             self.config.slots,
             self.config.d_model,
-            self.vocabulary.programs + 2,  # residual, dose, noise
+            2 * self.vocabulary.programs + 2,  # residual, base, dose, noise
             self.vocabulary.regulators,
             dtype=weight.dtype,
             device=weight.device,
@@ -83,9 +86,19 @@ class Nexus(nn.Module):
         centroid = F.normalize(self.centroid[bucket], dim=-1)
         return F.normalize(alpha * semantic + (1 - alpha) * centroid, dim=-1)
 
-    def decode(self, value: Tensor) -> Tensor:
-        """Residuals [N, K] of read values [N, V]."""
-        return value[:, : self.vocabulary.programs] * self.decoder
+    def parts(self, found: Read, base: Tensor) -> tuple[Tensor, Tensor]:
+        """What was recalled for base predictions [N, K]: the residual, and the recalled base minus the own, [N, K].
+
+        Their sum would take the record from its base all the way to the recalled observation.
+        """
+        programs = self.vocabulary.programs
+        filled = found.weight.sum(-1, keepdim=True)  # 0 where nothing was read, else 1
+        return found.value[:, :programs], found.value[:, programs : 2 * programs] - filled * base
+
+    def decode(self, found: Read, base: Tensor) -> Tensor:
+        """Corrections [N, K] before the gate: recalled residual + transport * move, times one gain a program."""
+        recalled, move = self.parts(found, base)
+        return (recalled + self.transport * move) * self.decoder
 
     def recall(
         self, memory: Memory, records: Records, query: Tensor, hide_state: Tensor | None, hide_token: Tensor | None
@@ -94,10 +107,9 @@ class Nexus(nn.Module):
         visible = visible_slots(memory, records.bucket, records.record, hide_state, hide_token)
         return read(memory, query, records.bucket, records.header[:, REG], records.state, visible, self.config.tau)
 
-    def fuse(self, hidden: Tensor, dose: Tensor, found: Read) -> tuple[Tensor, Tensor]:
+    def fuse(self, hidden: Tensor, records: Records, found: Read) -> tuple[Tensor, Tensor]:
         """Correction [N, K] = gate [N, 1] * decoded value; exactly 0 where nothing was read."""
-        programs = self.vocabulary.programs
-        seen_dose, noise = found.value[:, programs], found.value[:, programs + 1]
+        dose, seen_dose, noise = records.dose, found.value[:, -2], found.value[:, -1]
         count = (found.weight > 0).sum(-1)
         features = torch.stack(
             [
@@ -116,7 +128,7 @@ class Nexus(nn.Module):
         # the unit hidden state enters linearly: a few records must not fit a gate of their own
         semantic = self.gate_semantic(F.normalize(hidden[:, STATE], dim=-1))
         gate = GATE_MAX * torch.sigmoid((steps @ self.gate_prior)[:, None] + self.gate(features) + semantic)
-        return gate * self.decode(found.value), gate
+        return gate * self.decode(found, records.base), gate
 
     def forward(
         self,
@@ -129,28 +141,37 @@ class Nexus(nn.Module):
         """Correction [N, K], gate [N, 1], what was read and the hidden states [N, 3, D] of records."""
         hidden = self.hidden(records, known)
         found = self.recall(memory, records, self.query(hidden, records.bucket), hide_state, hide_token)
-        correction, gate = self.fuse(hidden, records.dose, found)
+        correction, gate = self.fuse(hidden, records, found)
         return correction, gate, found, hidden
 
     @torch.no_grad()
     def trust_(self, memory: Memory, records: Records, lift: Tensor) -> None:
-        """Start the gate's priors at least-squares slopes of training residuals on what is read of other records.
+        """Start transport and the gate's priors at least squares of training residuals on what others recall.
 
-        One slope each for reads of other tokens (own token hidden), of the own token in other states (own state
-        hidden) and of the own state; 1/2 where there are no such reads.
+        Transport comes from reads of the own state. The gate gets one slope each for reads of other tokens (own
+        token hidden), of the own token in other states (own state hidden) and of the own state; 1/2 where there
+        are no such reads.
         """
         query = self.query(self.hidden(records), records.bucket)
-        slopes = []
-        for hide_state, hide_token, wanted in (
-            (None, records.header[:, REG], lambda found: ~found.hard),
-            (records.state, None, lambda found: found.hard),
+        cases = (
             (None, None, lambda found: found.hard & (found.same_state > 0.5)),
-        ):
+            (records.state, None, lambda found: found.hard),
+            (None, records.header[:, REG], lambda found: ~found.hard),
+        )
+        slopes = []
+        for hide_state, hide_token, wanted in cases:
             found = self.recall(memory, records, query, hide_state, hide_token)
             rows = wanted(found)
-            seen = self.decode(found.value[rows]) @ lift
-            slopes.append(torch.nan_to_num((seen * records.residual[rows]).sum() / seen.square().sum(), 0.5))
-        logits = torch.logit((torch.stack(slopes) / GATE_MAX).clamp(0.01, 0.99))
+            recalled, move = (part[rows] @ lift for part in self.parts(found, records.base))
+            residual = records.residual[rows]
+            if not slopes:
+                both = torch.stack([recalled.flatten(), move.flatten()], dim=1).double()
+                power = both.T @ both + 1e-9 * torch.eye(2, dtype=both.dtype, device=both.device)
+                slope, moved = torch.linalg.solve(power, both.T @ residual.flatten().double())
+                self.transport.copy_((moved / slope.clamp_min(1e-6)).clamp(0.0, 1.0))
+            seen = recalled + self.transport * move
+            slopes.append(torch.nan_to_num((seen * residual).sum() / seen.square().sum(), 0.5))
+        logits = torch.logit((torch.stack(slopes[::-1]) / GATE_MAX).clamp(0.01, 0.99))
         self.gate_prior.copy_(torch.diff(logits, prepend=torch.zeros_like(logits[:1])))
 
     def language_loss(self, records: Records) -> Tensor:
@@ -168,7 +189,7 @@ class Nexus(nn.Module):
         candidates = Candidates(
             bucket=records.bucket,
             key=self.query(hidden, records.bucket),
-            value=torch.cat([records.residual, records.dose[:, None], records.noise[:, None]], dim=-1),
+            value=torch.cat([records.residual, records.base, records.dose[:, None], records.noise[:, None]], dim=-1),
             token=records.header[:, REG],
             record=records.record,
             state=records.state,
@@ -179,6 +200,7 @@ class Nexus(nn.Module):
             signal=-(log_p.exp() * log_p).sum(-1),
             surprisal=-log_p.gather(1, content).mean(-1),
             target=records.residual,
+            base=records.base,
         )
 
 

@@ -23,9 +23,11 @@ class Stream:
     signal: Tensor  # [N] the head's entropy at the header, in nats
     surprisal: Tensor  # [N] the head's negative log-likelihood of the record's content, mean over its tokens
     target: Tensor  # [N, K] residual, for the gate signal `residual`
+    base: Tensor  # [N, K] prediction that the residual was left by, likewise
 
     def take(self, rows: Tensor | slice) -> Stream:
-        return Stream(self.candidates.take(rows), self.signal[rows], self.surprisal[rows], self.target[rows])
+        rest = {name: getattr(self, name)[rows] for name in ("signal", "surprisal", "target", "base")}
+        return Stream(self.candidates.take(rows), **rest)
 
 
 def gate(memory: Memory, token: Tensor, signal: Tensor, sim_max: Tensor, config: NexusConfig) -> tuple[Tensor, Tensor]:
@@ -67,7 +69,7 @@ def warm(memory: Memory, stream: Stream, config: NexusConfig, decode=None) -> tu
     """Fill a copy of `memory` from the stream; returns it with the pass's diagnostics.
 
     Runs in waves of at most one record a bucket: the same records in the same slots as one at a time. `decode`
-    maps read values [n, V] to residuals [n, K] and is needed for the gate signal `residual` alone.
+    maps what was read and base predictions [n, K] to residuals [n, K]; it is needed for the gate signal `residual` alone.
     """
     memory, started = memory.clone(), time.perf_counter()
     groups = waves(stream.candidates.bucket)
@@ -80,7 +82,7 @@ def warm(memory: Memory, stream: Stream, config: NexusConfig, decode=None) -> tu
         visible = visible_slots(memory, new.bucket, new.record)
         found = read(memory, new.key, new.bucket, new.token, new.state, visible, config.tau)
         if config.gate_signal == "residual":
-            signal = (wave.target - decode(found.value)).square().mean(-1).sqrt()
+            signal = (wave.target - decode(found, wave.base)).square().mean(-1).sqrt()
         admit, primed = gate(memory, new.token, signal, found.sim_max, config)
         priority = priorities(wave.surprisal, memory.count[new.token], found.sim_max, config)
         observe_(memory, new.token, signal, config.ema)

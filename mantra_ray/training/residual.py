@@ -58,6 +58,7 @@ def make_records(
         "header": vocabulary.header(fold.regulator, fold.dose, fold.state),
         "content": vocabulary.content(fold.delta_program),
         "dose": fold.dose.astype(np.float32),
+        "base": (fold.base_program / scale).astype(np.float32),
         "residual": (residual / scale).astype(np.float32),
         "noise": (fold.program_noise.mean(1) / scale**2).astype(np.float32),
         "bucket": fold.regulator % bucket_count(config, len(train)),

@@ -31,7 +31,8 @@ def random_stream(seed, count=60, buckets=5, tokens=11, signal=None):
         stamp=torch.arange(count),
     )
     entropy = torch.from_numpy(rng.normal(3, 0.5, count)) if signal is None else signal
-    return Stream(candidates, entropy, torch.from_numpy(rng.exponential(size=count)), torch.zeros(count, PROGRAMS))
+    nothing = torch.zeros(count, PROGRAMS)
+    return Stream(candidates, entropy, torch.from_numpy(rng.exponential(size=count)), nothing, nothing)
 
 
 def cleared(buckets=5, slots=3, tokens=11):
