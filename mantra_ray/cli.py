@@ -12,9 +12,9 @@ from rich.console import Console
 from mantra_ray import __version__
 from mantra_ray.errors import InputError
 from mantra_ray.sweep.options import Options, parse
+from mantra_ray.sweep.report import print_summary
 from mantra_ray.sweep.runner import run_sweep
 from mantra_ray.sweep.spec import SweepSpec
-from mantra_ray.sweep.summary import print_summary
 
 USAGE = """usage: mantra sweep RECIPE.py [options]   run a sweep (options: mantra sweep RECIPE.py --help)
        mantra results runs/SWEEP          print a sweep's tables again
@@ -72,7 +72,7 @@ def guarded(command: Callable[[], int]) -> int:
     try:
         return command()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # one line, whatever a library said
         return 2
 
 

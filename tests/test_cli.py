@@ -1,10 +1,12 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mantra_ray
 from mantra_ray import cli
 from mantra_ray.errors import InputError
+from mantra_ray.sweep import runner
 
 RECIPE = Path(__file__).parents[1] / "sweeps" / "cam_geometry.py"
 
@@ -73,3 +75,55 @@ def test_bad_input_is_a_message_not_a_traceback(monkeypatch, capsys):
 def test_results_needs_a_sweep(tmp_path, capsys):
     assert cli.main(["results", str(tmp_path)]) == 2
     assert "sweep.json" in capsys.readouterr().err
+
+
+@pytest.fixture
+def screen(tmp_path):
+    """A small file of a user's own: 6 regulators, 2 doses, 5 genes, one state."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "reg_idx": np.repeat(np.arange(6), 2),
+        "dose": np.tile([0.5, 1.0], 6),
+        "deltaE": rng.normal(size=(12, 5)),
+        "gene_names": np.array(list("abcde")),
+    }
+    np.savez(tmp_path / "screen.npz", **arrays)
+    np.savez(tmp_path / "dose.npz", **arrays | {"dose": np.full(12, 7.0)})
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "screen.npz").read_bytes()[:300])
+    (tmp_path / "edges.csv").write_text("source,weight\na,1\n")
+    (tmp_path / "mch.csv").write_text("symbol,b\na,1\n")
+    (tmp_path / "file").write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ("--data {0}/missing.npz", ["missing.npz: file", "no such file"]),
+        ("--data {0}/cut.npz", ["cut.npz: file", "cannot be read as NPZ"]),
+        ("--data {0}/dose.npz", ["dose.npz: dose", "outside [0, 1]", "7.0"]),
+        ("--data nosuch", ["--data", "nosuch", "sim, morphic"]),
+        ("--data morphic", ["morphic_ko.npz: data_dir", "--data-dir"]),
+        ("--data morphic --data-dir {0}", ["morphic_ko.npz: file", "no such file"]),
+        ("--data {0}/screen.npz --graph {0}/edges.csv", ["edges.csv: target", "source, weight"]),
+        ("--data {0}/screen.npz --traits MCH={0}/mch.csv", ["mch.csv: se", "symbol, b"]),
+        ("--data {0}/screen.npz --traits {0}/mch.csv", ["--traits", "NAME=FILE"]),
+        ("--data {0}/screen.npz --splits context", ["split: kind", "context", "two states"]),
+        ("--splits wrong", ["--splits", "wrong", "seen, strategy, context, unseen"]),
+        ("--seeds 0", ["--seeds", "at least 1", "0"]),
+        ("--num-trials 3", ["--num-trials", "--search sample", "3"]),
+        ("--out {0}/file", ["--out", "{0}/file", "no folder"]),
+        ("--test-fraction 1.5", ["test_fraction", "between 0 and 1", "1.5"]),
+    ],
+)
+def test_unusable_input_is_one_line_and_nothing_is_made(screen, monkeypatch, capsys, args, told):
+    monkeypatch.delenv("MANTRA_DATA_DIR", raising=False)
+    monkeypatch.setattr(runner, "connected", lambda address: pytest.fail("Ray was started"))
+    before = sorted(screen.rglob("*"))
+    args = ["--out", str(screen / "runs"), *(part.format(screen) for part in args.split())]
+    assert cli.main(["sweep", str(RECIPE), *args]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1
+    for part in told:
+        assert part.format(screen) in message
+    assert sorted(screen.rglob("*")) == before

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 from itertools import product
 
 import numpy as np
+import scipy.sparse as sparse
 
 from mantra_ray.baselines import smoothers
 from mantra_ray.baselines.embedding import gene_embedding, random_embedding
 from mantra_ray.baselines.headers import Headers, equal, held_out_groups, stand_ins
 from mantra_ray.baselines.memory import residual_memory
-from mantra_ray.baselines.ridge import Kernel, embedded, one_hot, ridge
+from mantra_ray.baselines.ridge import Features, embedded, one_hot, ridge
 from mantra_ray.forward import Fold, Prediction, predict
 
 # From most to least shrunk: a tie goes to the safer setting.
@@ -20,6 +21,8 @@ NEIGHBOURS = (32, 16, 8, 4, 2, 1)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Principal components of the regulator's gene.
 EMBEDDING = 10
+# Weights of which fewer than this share are not 0 are applied as a sparse matrix.
+SPARSE = 0.05
 
 
 def best_setting(settings: Iterable[tuple], predicted: Callable[..., np.ndarray], target: np.ndarray) -> tuple:
@@ -38,8 +41,8 @@ def baseline_predictions(fold: Fold, seed: int) -> dict[str, Prediction]:
     They learn from `fold.train` alone; settings are chosen by leaving out groups of training rows in the way
     of the split (`fold.meta["kind"]`). Arms on residuals add to the GNN's prediction and use its out-of-fold
     residuals. Predictions of training rows are fitted values. `ridge_pca` and its control `ridge_random`
-    need expression and are left out without it. `seed` is that of the random embedding. Memory and time grow as
-    the square and the cube of the number of training rows (about 4 s on one core for 1,300 rows of 1,000 genes).
+    need expression and are left out without it. `seed` is that of the random embedding. Memory grows as the square of
+    the number of training rows, and time with that times the number of genes and of regulators.
     """
     kind, rows = fold.meta["kind"], np.arange(len(fold.regulator))
     train, query = Headers.of(fold, fold.train), Headers.of(fold, rows)
@@ -47,27 +50,34 @@ def baseline_predictions(fold: Fold, seed: int) -> dict[str, Prediction]:
     left_out, everything = ~equal(group, group), np.ones((len(rows), len(fold.train)), bool)
     program, residual = fold.delta_program[fold.train], fold.residual[fold.train]
 
-    def chosen(smoother: Callable[..., np.ndarray], settings: Iterable[tuple]) -> np.ndarray:
-        def predicted(*setting: float) -> np.ndarray:
-            return (smoother(train, train, left_out, *setting) @ program)[judged]
+    def fitted_ridge(*choices: Features) -> np.ndarray:
+        return ridge(query, train, program, group, judged, choices)
 
-        return smoother(query, train, everything, *best_setting(settings, predicted, program[judged]))
+    # Left-out predictions are linear in the weights, so that a pair of settings costs no product of its own.
+    by_regulator, by_context = {}, {}
+    for count in PSEUDO_COUNTS:
+        by_regulator[count] = (smoothers.lookup(train, train, left_out, count) @ program)[judged]
+        weights, left = smoothers.context_mean(train, train, left_out, count)
+        by_context[count] = (weights @ program)[judged], left[judged]
 
-    def fitted_ridge(*kernels: Kernel) -> np.ndarray:
-        return ridge(query, train, program, group, judged, kernels)
+    def looked_up(pseudo_count: float, context_count: float) -> np.ndarray:
+        mean, left = by_context[context_count]
+        return mean + left * by_regulator[pseudo_count]
+
+    counts = best_setting(((count,) for count in PSEUDO_COUNTS), by_regulator.get, program[judged])
+    pairs = best_setting(product(PSEUDO_COUNTS, PSEUDO_COUNTS), looked_up, program[judged])
 
     distance = smoothers.header_distance(train, train)
     nearest = {k: (smoothers.neighbours(distance, left_out, k) @ residual)[judged] for k in NEIGHBOURS}
     k, share = best_setting(product(NEIGHBOURS, SHARES), lambda k, share: share * nearest[k], residual[judged])
 
-    pseudo_counts = [(count,) for count in PSEUDO_COUNTS]
     on_effect = {
         "zero": np.zeros(everything.shape, np.float32),
         "mean": smoothers.shrunk_mean(everything),
         "state_mean": smoothers.state_mean(query, train, everything),
         "state_mean_shrunk": smoothers.state_mean_shrunk(query, train, everything),
-        "lookup": chosen(smoothers.lookup, pseudo_counts),
-        "lookup_context": chosen(smoothers.lookup_context, product(PSEUDO_COUNTS, PSEUDO_COUNTS)),
+        "lookup": smoothers.lookup(query, train, everything, *counts),
+        "lookup_context": smoothers.lookup_context(query, train, everything, *pairs),
         "ridge": fitted_ridge(one_hot(False, False)),
         "ridge_interaction": fitted_ridge(one_hot(True, False), one_hot(True, True)),
         "residual_memory": residual_memory(query, train, everything, program),
@@ -90,6 +100,8 @@ def smooth(fold: Fold, weights: np.ndarray, on_residual: bool) -> Prediction:
 
     weights [N, train] are applied to programs and expression alike.
     """
+    if np.count_nonzero(weights) < SPARSE * weights.size:
+        weights = sparse.csr_array(weights)
 
     def apply(observed: np.ndarray, base: np.ndarray) -> np.ndarray:
         if on_residual:

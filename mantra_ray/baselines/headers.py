@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -21,6 +21,11 @@ class Headers:
     @staticmethod
     def of(fold: Fold, rows: np.ndarray) -> Headers:
         return Headers(fold.regulator[rows], fold.dose[rows], fold.state[rows], fold.strategy[rows])
+
+    def joined(self, other: Headers) -> Headers:
+        """These records, then the others."""
+        pairs = ((getattr(self, item.name), getattr(other, item.name)) for item in fields(Headers))
+        return Headers(*(np.concatenate(pair) for pair in pairs))
 
     @property
     def context(self) -> np.ndarray:

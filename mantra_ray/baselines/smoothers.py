@@ -34,16 +34,21 @@ def lookup(query: Headers, memory: Headers, allowed: np.ndarray, pseudo_count: f
     return shrunk_mean(equal(query.regulator, memory.regulator) & allowed, pseudo_count)
 
 
+def context_mean(
+    query: Headers, memory: Headers, allowed: np.ndarray, pseudo_count: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of the regulator's rows in this state, shrunk to zero, and the share that shrinking leaves [n, 1]."""
+    context = equal(query.regulator, memory.regulator) & equal(query.state, memory.state) & allowed
+    left = pseudo_count / (context.sum(1, keepdims=True) + pseudo_count)
+    return shrunk_mean(context, pseudo_count), left.astype(np.float32)
+
+
 def lookup_context(
     query: Headers, memory: Headers, allowed: np.ndarray, pseudo_count: float, context_count: float
 ) -> np.ndarray:
     """Mean of the regulator's rows in this state, shrunk by `context_count` rows to the shrunk regulator mean."""
-    regulator = equal(query.regulator, memory.regulator)
-    context = regulator & equal(query.state, memory.state) & allowed
-    left = context_count / (context.sum(1, keepdims=True) + context_count)
-    return shrunk_mean(context, context_count) + left.astype(np.float32) * shrunk_mean(
-        regulator & allowed, pseudo_count
-    )
+    context, left = context_mean(query, memory, allowed, context_count)
+    return context + left * lookup(query, memory, allowed, pseudo_count)
 
 
 def header_distance(query: Headers, memory: Headers) -> np.ndarray:

@@ -1,84 +1,27 @@
 """GRN-GNN: sparse, signed message passing from the perturbed regulator over the prior gene graph.
 
-Activations lie as [V, B * H] (nodes, records in the batch times width), so that one sparse product passes the
-messages of the whole batch. Before the first round all records share the same node states except at the perturbed
-node, so that round costs one product of [V, H] and the edges of the perturbed regulators alone.
+Activations lie as [V, B, H] (nodes, records in the batch, width). Through the first two rounds a perturbation has
+reached few nodes, and all others depend on the record's condition (dose, state) alone; so these rounds cost the
+batch's distinct conditions and the edges around the perturbed regulators. Only then are the states spread out.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse as sparse
 import torch
 import torch.nn.functional as F
-from sklearn.utils.extmath import randomized_svd
 from torch import nn
-from torch_geometric import EdgeIndex
 
+from mantra_ray.cascade.graph_inputs import GrnInputs, SignedEdges, grn_inputs, neighbourhoods, ranges
 from mantra_ray.config import GrnConfig
 
-POSITIONS = 8  # leading singular vectors of the adjacency matrix, in each direction
+__all__ = ["Grn", "GrnInputs", "fit_grn", "grn_inputs", "predict_grn"]
+
 STEPS = 16  # of an epoch, at least: a small screen is trained in smaller batches
 RANK = 16  # of the response that is common to many genes
-
-
-@dataclass(frozen=True)
-class GrnInputs:
-    """What the network knows of the graph and the training fold, of V nodes of which the first G are the genes."""
-
-    source: np.ndarray  # [E] int64
-    target: np.ndarray  # [E] int64
-    weight: np.ndarray  # [E] float32, signed
-    features: np.ndarray  # [V, F] float32
-    regulator_node: np.ndarray  # [R] int64
-    genes: int
-    states: int
-    scale: float  # root mean square of the training changes
-
-
-def grn_inputs(
-    source: np.ndarray,
-    target: np.ndarray,
-    weight: np.ndarray,
-    regulator_node: np.ndarray,
-    delta_expression: np.ndarray,
-    states: int,
-) -> GrnInputs:
-    """Structural node features: signed degrees, singular vectors of the graph, and the genes' training statistics.
-
-    None of them belongs to one regulator alone, so they mean the same for a regulator that was never trained.
-
-    Args: source, target, weight [E]; regulator_node [R]; delta_expression [n, G], of the training rows alone.
-    """
-    genes = delta_expression.shape[1]
-    nodes = max(genes, int(regulator_node.max()) + 1)
-    other = source != target
-    source, target, weight = source[other], target[other], weight[other].astype(np.float64)
-    weight = weight / (np.abs(weight).mean() if len(weight) else 1.0)
-    columns = []
-    for end in (source, target):
-        for part in (np.maximum(weight, 0), np.maximum(-weight, 0)):
-            columns.append(np.log1p(np.bincount(end, part, minlength=nodes)))
-    is_regulator = np.zeros(nodes)
-    is_regulator[regulator_node] = 1
-    moments = np.zeros((nodes, 2))
-    scale = max(float(np.sqrt(np.mean(np.square(delta_expression, dtype=np.float64)))), 1e-6)
-    moments[:genes] = np.stack([delta_expression.mean(0), delta_expression.std(0)], 1) / scale
-    columns += [is_regulator, *moments.T]
-    if len(weight) > POSITIONS:
-        absolute = np.sqrt(np.abs(weight)) * np.sign(weight)
-        adjacency = sparse.csr_matrix((absolute, (source, target)), shape=(nodes, nodes))
-        left, _, right = randomized_svd(adjacency, min(POSITIONS, nodes), n_iter=4, random_state=0)
-        columns += [*(left.T * math.sqrt(nodes)), *(right * math.sqrt(nodes))]
-    features = np.stack(columns, 1)
-    features = (features - features.mean(0)) / np.maximum(features.std(0), 1e-6)
-    return GrnInputs(
-        source, target, weight.astype(np.float32), np.clip(features, -4, 4).astype(np.float32), regulator_node,
-        genes, states, scale,
-    )  # fmt: skip
+SLOPE = 0.1  # of the leaky rectifier below 0
 
 
 def dose_features(dose: torch.Tensor) -> torch.Tensor:
@@ -86,28 +29,26 @@ def dose_features(dose: torch.Tensor) -> torch.Tensor:
     return torch.stack([dose, torch.log2((1 - dose).clamp_min(1 / 32)) / 4], 1)
 
 
-class SignedEdges:
-    """The graph's two operators: messages down the edges (to targets) and up (to regulators), weights fixed."""
+class _ReadOut(torch.autograd.Function):
+    """Each gene's own readout [G, B] of states [V, B, H], and the perturbed nodes' states [B, H].
 
-    def __init__(self, inputs: GrnInputs, nodes: int, device: torch.device):
-        incoming = np.bincount(inputs.target, np.abs(inputs.weight), minlength=nodes)
-        outgoing = np.bincount(inputs.source, np.abs(inputs.weight), minlength=nodes)
-        # A sum of messages with mixed signs grows like the root of their number.
-        self.down = inputs.weight / np.sqrt(np.maximum(incoming, 1))[inputs.target]
-        self.up = inputs.weight / np.sqrt(np.maximum(outgoing, 1))[inputs.source]
-        ends = torch.from_numpy(np.stack([inputs.target, inputs.source])).to(device)
-        self.operators = []
-        for index, weight in ((ends, self.down), (ends.flip(0), self.up)):
-            edges, order = EdgeIndex(index.contiguous(), sparse_size=(nodes, nodes)).sort_by("row")
-            self.operators.append((edges.fill_cache_(), torch.from_numpy(weight.astype(np.float32)).to(device)[order]))
+    One gradient of the size of the states serves both; autograd alone would fill, write and add three.
+    """
 
-    def pass_along(self, message: torch.Tensor) -> torch.Tensor:
-        """Sum messages [V, ..., H] over edges; the first half of the channels flows down, the second up."""
-        sums = [
-            edges.matmul(half.reshape(len(half), -1), input_value=weight).view(half.shape)
-            for half, (edges, weight) in zip(message.chunk(2, -1), self.operators, strict=True)
-        ]
-        return torch.cat(sums, -1)
+    @staticmethod
+    def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor, node: torch.Tensor, batch: torch.Tensor):
+        ctx.save_for_backward(hidden, weight, node, batch)
+        own = torch.bmm(weight[:, None], hidden[: len(weight)].transpose(1, 2))[:, 0]
+        return own, hidden[node, batch]
+
+    @staticmethod
+    def backward(ctx, own: torch.Tensor, perturbed: torch.Tensor):
+        hidden, weight, node, batch = ctx.saved_tensors
+        own, genes = own.contiguous(), len(weight)
+        gradient = hidden.new_zeros(hidden.shape) if genes < len(hidden) else torch.empty_like(hidden)
+        torch.mul(own[:, :, None], weight[:, None], out=gradient[:genes])
+        gradient[node, batch] += perturbed
+        return gradient, torch.bmm(own[:, None], hidden[:genes])[:, 0], None, None
 
 
 class Grn(nn.Module):
@@ -143,67 +84,69 @@ class Grn(nn.Module):
         self.edges = SignedEdges(inputs, nodes, torch.device(device))
         self.register_buffer("features", torch.from_numpy(inputs.features))
         self.register_buffer("node", torch.from_numpy(inputs.regulator_node))
-        for name, value in _first_round(inputs, self.edges, nodes).items():
+        for name, value in neighbourhoods(inputs, self.edges, nodes).items():
             self.register_buffer(name, torch.from_numpy(value))
         self.to(device)
 
     def forward(self, regulator: torch.Tensor, dose: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Changes [B, G] for regulator [B] int64, dose [B] float32, state [B] int64."""
-        batch = len(regulator)
-        condition = torch.cat([dose_features(dose), F.one_hot(state, self.states).to(dose.dtype)], 1)
-        hidden = self._perturb(regulator, dose, self._film(0, condition))
-        for layer in range(1, len(self.message)):
+        batch = torch.arange(len(regulator), device=dose.device)
+        pairs, which = torch.unique(torch.stack([dose, state.to(dose.dtype)], 1), dim=0, return_inverse=True)
+        condition = torch.cat([dose_features(pairs[:, 0]), F.one_hot(pairs[:, 1].long(), self.states)], 1)
+        hidden = self._first_rounds(regulator, dose, condition, which)
+        for layer in range(2, len(self.message)):
             gain, shift = self._film(layer, condition)
             received = self.edges.pass_along(self.message[layer](hidden))
-            hidden = F.leaky_relu(torch.addcmul(hidden + shift, received, gain), 0.1)
-        perturbed = hidden[self.node[regulator], torch.arange(batch, device=hidden.device)]
-        common = self.common(torch.cat([perturbed, condition], 1)) @ self.common_genes.T
-        weights = (self.readout + self.gene_readout)[:, :, None]
-        change = torch.bmm(hidden[: self.genes], weights)[:, :, 0].T + common
-        left = 4 * condition[:, 1:2] * self.unit * (1 + self.itself(condition))  # dose d leaves 1 - d of the gene
-        itself = F.one_hot(self.node[regulator], len(self.features))[:, : self.genes]
-        return change + itself * left
+            hidden = F.leaky_relu(torch.addcmul(hidden + shift[which], received, gain[which]), SLOPE)
+        node, condition = self.node[regulator], condition[which]
+        own, perturbed = _ReadOut.apply(hidden, self.readout + self.gene_readout, node, batch)
+        common = self.common(torch.cat([perturbed, condition], 1))
+        left = 4 * condition[:, 1] * self.unit * (1 + self.itself(condition)[:, 0])  # dose d leaves 1 - d of the gene
+        place = batch, node.clamp_max(self.genes - 1)
+        return torch.addmm(own.T, common, self.common_genes.T).index_put(place, left * (node < self.genes), True)
 
     def _film(self, layer: int, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gain, shift = self.film[layer](condition).chunk(2, 1)
         return 1 + gain, shift
 
-    def _perturb(
-        self, regulator: torch.Tensor, dose: torch.Tensor, film: tuple[torch.Tensor, torch.Tensor]
+    def _first_rounds(
+        self, regulator: torch.Tensor, dose: torch.Tensor, condition: torch.Tensor, which: torch.Tensor
     ) -> torch.Tensor:
-        """The first round, [V, B, H]: the shared node states plus what the perturbed node and its edges add."""
-        gain, shift = film
+        """Node states [V, B, H] after two rounds (or the only one); record b is under condition [C, .] `which[b]`.
+
+        What a perturbation has not reached depends on the condition alone; what it has reached, a round at a time,
+        is listed as one row for each node (or edge) and record.
+        """
+        kinds, batch = len(condition), len(regulator)
+        gain, shift = self._film(0, condition)
         shared = torch.tanh(self.embed(self.features))
         shared = self.stay(shared) + self.edges.pass_along(self.message[0](shared))
-        hidden = torch.addcmul(shift, shared[:, None], gain)
+        states = torch.addcmul(shift, shared[:, None], gain)  # [V, C, H], of no perturbation
         change = dose[:, None] * (self.perturbation + self.own[regulator])
         down, up = self.message[0](change).chunk(2, 1)
-        counts = self.edge_count[regulator]
-        record = torch.repeat_interleave(counts)
-        first = counts.cumsum(0) - counts
-        entry = (self.edge_first[regulator] - first)[record] + torch.arange(len(record), device=record.device)
-        added = torch.cat([down[record] * self.edge_down[entry, None], up[record] * self.edge_up[entry, None]], 1)
-        added = (added + (change @ self.stay.weight.T)[record] * self.edge_self[entry, None]) * gain[record]
-        flat = hidden.view(-1, self.hidden).index_add(0, self.edge_node[entry] * len(regulator) + record, added)
-        return F.leaky_relu(flat.view(hidden.shape), 0.1)
-
-
-def _first_round(inputs: GrnInputs, edges: SignedEdges, nodes: int) -> dict[str, np.ndarray]:
-    """The nodes that each regulator reaches in one round, itself first, one regulator's entries after another's."""
-    entries: list[tuple[np.ndarray, ...]] = []
-    for node in inputs.regulator_node:
-        out, into = np.flatnonzero(inputs.source == node), np.flatnonzero(inputs.target == node)
-        none = np.zeros(1)
-        reached = np.concatenate([[node], inputs.target[out], inputs.source[into]]).astype(np.int64)
-        down = np.concatenate([none, edges.down[out], np.zeros(len(into))]).astype(np.float32)
-        up = np.concatenate([none, np.zeros(len(out)), edges.up[into]]).astype(np.float32)
-        own = np.zeros(len(reached), np.float32)
-        own[0] = 1
-        entries.append((reached, down, up, own))
-    count = np.array([len(entry[0]) for entry in entries], np.int64)
-    names = ("edge_node", "edge_down", "edge_up", "edge_self")
-    table = {name: np.concatenate(parts) for name, parts in zip(names, zip(*entries, strict=True), strict=True)}
-    return {**table, "edge_count": count, "edge_first": np.cumsum(count) - count}
+        record, entry = ranges(self.near_first[regulator], self.near_count[regulator])
+        node, kind = self.near_node[entry], which[record]
+        added = torch.cat([down[record] * self.near_down[entry, None], up[record] * self.near_up[entry, None]], 1)
+        added = (added + (change @ self.stay.weight.T)[record] * self.near_self[entry, None]) * gain[kind]
+        half = torch.arange(2, device=dose.device)  # rows are halves of a state, since its halves part ways
+        place = (2 * (node * batch + record)[:, None] + half).view(-1)
+        if len(self.message) > 1:
+            gain, shift = self._film(1, condition)
+            before = states.view(-1, self.hidden)[node * kinds + kind]
+            added = F.leaky_relu(before + added, SLOPE) - F.leaky_relu(before, SLOPE)
+            states = F.leaky_relu(states, SLOPE)
+            received = self.edges.pass_along(self.message[1](states))
+            states = torch.addcmul(states + shift, received, gain)
+            sent = (self.message[1](added) * gain[kind]).view(-1, self.hidden // 2)
+            sender, edge = ranges(self.edge_first[node], self.edge_count[node])
+            side = self.edge_side[edge]
+            reached = 2 * (self.edge_to[edge] * batch + record[sender]) + side
+            place = torch.cat([place, reached])
+            sent = sent.index_select(0, 2 * sender + side) * self.edge_weight[edge, None]
+            added = torch.cat([added.view(-1, self.hidden // 2), sent])
+        spread = states.index_select(1, which).view(-1, self.hidden // 2)
+        spread = spread.index_add(0, place, added.view(-1, self.hidden // 2))
+        return F.leaky_relu_(spread, SLOPE).view(-1, batch, self.hidden)
 
 
 def fit_grn(
@@ -223,7 +166,8 @@ def fit_grn(
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.as_tensor(array, device=device) for array in (regulator, dose, state)]
     target = torch.as_tensor(delta_expression / np.float32(inputs.scale), device=device)
-    optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    parameters, decay = list(model.parameters()), config.weight_decay
+    optimiser = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=decay, fused=True)
     size = min(config.batch, math.ceil(len(target) / STEPS))
     steps = config.epochs * math.ceil(len(target) / size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=max(steps, 2))
@@ -232,7 +176,7 @@ def fit_grn(
             loss = F.mse_loss(model(*(array[batch] for array in rows)), target[batch])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             schedule.step()
     return model

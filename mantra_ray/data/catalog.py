@@ -226,7 +226,7 @@ def _name_traits(data: PerturbationData, traits: tuple[str, ...]) -> Perturbatio
     if data.delta_trait is None:
         return data
     if len(traits) != len(data.trait_names):
-        problem = f"the data has changes of {len(data.trait_names)} traits: {some(data.trait_names)}"
+        problem = f"the data has changes of {len(data.trait_names)} traits: {some(data.trait_names)}; name as many"
         raise InputError("--traits", "traits", ", ".join(traits), problem)
     if set(traits) == set(data.trait_names):
         order = [data.trait_names.index(name) for name in traits]
@@ -239,13 +239,15 @@ def _name_traits(data: PerturbationData, traits: tuple[str, ...]) -> Perturbatio
 
 def _possible_splits(screen: Screen) -> Screen:
     """The screen with the kinds of split that its records allow, and notes on the others."""
-    kinds, notes = [], []
+    kinds, notes = {}, []  # kinds by what they hold out
     for kind in get_args(SplitKind):
         try:
-            make_split(screen.data, SplitConfig(kind=kind), seed=0)
-            kinds.append(kind)
+            held_out = make_split(screen.data, SplitConfig(kind=kind), seed=0).test.tobytes()
         except InputError as error:
             notes.append(f"split {kind!r} is left out: it {error.problem}")
+            continue
+        if kinds.setdefault(held_out, kind) != kind:  # as strategy with a single state
+            notes.append(f"split {kind!r} is left out: for these records it is {kinds[held_out]!r}")
     if not kinds:
         raise InputError(screen.name, "records", len(screen.data), f"no split is possible: {'; '.join(notes)}")
-    return dataclasses.replace(screen, splits=tuple(kinds), notes=(*screen.notes, *notes))
+    return dataclasses.replace(screen, splits=tuple(kinds.values()), notes=(*screen.notes, *notes))

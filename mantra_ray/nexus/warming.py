@@ -69,7 +69,7 @@ def warm(memory: Memory, stream: Stream, config: NexusConfig, decode=None) -> tu
     """Fill a copy of `memory` from the stream; returns it with the pass's diagnostics.
 
     Runs in waves of at most one record a bucket: the same records in the same slots as one at a time. `decode`
-    maps what was read and base predictions [n, K] to residuals [n, K]; it is needed for the gate signal `residual` alone.
+    maps what was read and base predictions [n, K] to residuals [n, K], for the gate signal `residual` alone.
     """
     memory, started = memory.clone(), time.perf_counter()
     groups = waves(stream.candidates.bucket)

@@ -15,6 +15,7 @@ from mantra_ray.sweep.options import Options
 
 # Results are ours to write and to show: Ray's loggers, reports and notices would only bury them.
 QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a process that asked for no GPU sees none
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -25,29 +27,34 @@ from mantra_ray.errors import InputError
 from mantra_ray.sweep.spec import SweepSpec
 
 
+def shown(metavar: str, default: str = "") -> Any:
+    """How `--help` shows an option: what its value is called, and its default in words."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "")
+
+
 @dataclass(frozen=True)
 class Options:
     """Options of a sweep."""
 
-    data: str = "sim"
+    data: Annotated[str, shown("NAME|FILE", "sim")] = "sim"
     """A built-in data set (sim, morphic) or a file of yours (.npz or .parquet)."""
-    data_dir: str = ""
-    """Folder of the built-in data sets' files (default: the environment variable MANTRA_DATA_DIR)."""
-    graph: str = ""
-    """Prior gene graph (.csv, .tsv, .parquet: source, target, optional weight); else made by co-expression."""
-    loadings: str = ""
-    """Gene-to-program loadings W (.npy [G, K], or .csv/.parquet with gene names); without them they are fitted."""
-    traits: tuple[str, ...] = ()
-    """Gene effects on traits, each NAME=FILE (columns symbol or ensg, b, se); without them traits are left out."""
-    classes: str = ""
+    data_dir: Annotated[str, shown("FOLDER", "the environment variable MANTRA_DATA_DIR")] = ""
+    """Folder of the built-in data sets' files."""
+    graph: Annotated[str, shown("FILE", "made by co-expression")] = ""
+    """Prior gene graph (.csv, .tsv, .parquet: source, target, optional weight)."""
+    loadings: Annotated[str, shown("FILE", "fitted")] = ""
+    """Gene-to-program loadings W (.npy [G, K], or .csv/.parquet with gene names)."""
+    traits: Annotated[tuple[str, ...], shown("NAME=FILE ...", "traits are left out")] = ()
+    """Gene effects on traits (columns symbol or ensg, b, se)."""
+    classes: Annotated[str, shown("FILE", "unknown")] = ""
     """Functional classes of the regulators (.csv: regulator, class)."""
     genes: int = 2000
     """Most variable genes of the training fold that are kept (0 keeps all)."""
     clip: float = 5.0
     """Expression changes are clipped to plus or minus this many log2 units."""
 
-    splits: tuple[SplitKind, ...] = ()
-    """What is held out: seen, strategy, context, unseen (default: all that make sense for the data)."""
+    splits: Annotated[tuple[str, ...], shown("KIND ...", "all that make sense for the data")] = ()
+    """What is held out: seen, strategy, context, unseen."""
     test_fraction: float = 0.2
     """Share of the eligible units that are tested."""
     validation_fraction: float = 0.1
@@ -61,15 +68,15 @@ class Options:
     """grid: every configuration of the recipe; sample: some drawn at random."""
     num_trials: int = 8
     """Configurations drawn with --search sample; each runs on every seed and split."""
-    smoke: bool = False
+    smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff, shown("", "off")] = False
     """Tiny data and few passes, to see that all works; other options still apply on top."""
 
-    name: str = ""
-    """Name of the sweep and of its folder (default: the recipe's name)."""
-    out: str = "runs"
+    name: Annotated[str, shown("NAME", "the recipe's name")] = ""
+    """Name of the sweep and of its folder."""
+    out: Annotated[str, shown("FOLDER", "runs")] = "runs"
     """Folder of the sweeps; on a cluster, one that all machines share."""
-    address: str = ""
-    """Address of a Ray cluster, or auto (default: start Ray on this machine)."""
+    address: Annotated[str, shown("ADDRESS", "start Ray on this machine")] = ""
+    """Address of a Ray cluster, or auto."""
     cpus_per_trial: float = 1.0
     """CPU cores of a trial, or of each of its workers."""
     gpus_per_trial: float = 0.0
@@ -87,7 +94,10 @@ class Options:
     given: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # dotted names of the options on the command line
 
     def check(self) -> None:
-        """Raise InputError for a count or share that cannot be."""
+        """Raise InputError for a value that cannot be."""
+        for kind in self.splits:
+            if kind not in get_args(SplitKind):
+                raise InputError("options", "--splits", kind, f"must be among {', '.join(get_args(SplitKind))}")
         for name, least in (("seeds", 1), ("num_trials", 1), ("workers_per_trial", 1), ("genes", 0), ("first_seed", 0)):
             if getattr(self, name) < least:
                 raise InputError("options", flag(name), getattr(self, name), f"must be at least {least}")
@@ -96,6 +106,11 @@ class Options:
                 raise InputError("options", flag(name), getattr(self, name), "must be above 0")
         if not self.gpus_per_trial >= 0:
             raise InputError("options", flag("gpus_per_trial"), self.gpus_per_trial, "must not be negative")
+        if "num_trials" in self.given and self.search != "sample":
+            raise InputError("options", flag("num_trials"), self.num_trials, "needs --search sample")
+        if self.name != Path(self.name).name or self.name == "..":
+            raise InputError("options", "--name", self.name, "must be a plain name; --out sets the folder")
+        check_writable(Path(self.out))
 
     def base(self) -> ExperimentConfig:
         """The configuration that the recipe's arms vary."""
@@ -144,5 +159,16 @@ def parse(args: Sequence[str], description: str, program: str | None = None) -> 
     default = SMOKE if "--smoke" in args else Options()
     given = tuple(arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--"))
     options = tyro.cli(Options, args=list(args), default=default, description=description, prog=program)
+    options = dataclasses.replace(options, given=given)
     options.check()
-    return dataclasses.replace(options, given=given)
+    return options
+
+
+def check_writable(folder: Path) -> None:
+    """InputError unless `folder` can be written to, or made where it does not exist yet; nothing is made."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        problem = "cannot be written to" if place.is_dir() else f"{place} is no folder"
+        raise InputError("options", "--out", str(folder), problem)

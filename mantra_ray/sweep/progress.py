@@ -57,7 +57,9 @@ class Display:
         self.failed += failed
         if gain is not None:
             self.best = gain if self.best is None else max(self.best, gain)
-        self._trials()
+        # While trials wait, the next one starts at once: shown now, its slot would seem empty.
+        if self.done + self.failed + self.running >= self.total:
+            self._trials()
 
     def _trials(self) -> None:
         ended = self.done + self.failed

@@ -17,15 +17,17 @@ from ray import tune
 from rich.console import Console
 
 from mantra_ray.data.catalog import load_screen
+from mantra_ray.data.splits import make_split
 from mantra_ray.forward import Fold
 from mantra_ray.provenance import code_version, provenance
 from mantra_ray.sweep import worker
 from mantra_ray.sweep.cluster import connected, slots
 from mantra_ray.sweep.options import Options
 from mantra_ray.sweep.progress import Display
+from mantra_ray.sweep.report import print_summary
 from mantra_ray.sweep.spec import SweepSpec, TrialSpec
 from mantra_ray.sweep.store import Store
-from mantra_ray.sweep.summary import print_summary, read_description
+from mantra_ray.sweep.summary import read_description
 from mantra_ray.training.stages import make_folds, stage_key
 
 # What a trial's numbers depend on: a change elsewhere runs no trial again.
@@ -65,6 +67,8 @@ def run_sweep(spec: SweepSpec, options: Options, console: Console, run: Callable
             for note in screen.notes:
                 display.say(f"Note: {note}")
             trials = replace(spec, splits=spec.splits or screen.splits).trials(screen.sha256, code_version(*CODE))
+            for config in {(trial.config.split, trial.config.seed): trial.config for trial in trials}.values():
+                make_split(screen.data, config.split, config.seed)  # refuses what the data cannot give, before Ray
             finished = store.finished()
             pending = [trial for trial in trials if trial.id not in finished]
             display.say(f"{len(trials)} trials, {len(trials) - len(pending)} of them finished before")

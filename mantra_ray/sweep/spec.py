@@ -15,6 +15,8 @@ from mantra_ray.config import ExperimentConfig, NexusConfig, SplitKind, digest, 
 # Where the data lies is no part of a trial's identity: the hash of its content stands for it.
 LOCATIONS = ("data.data_dir", "data.graph", "data.loadings", "data.classes")
 
+GEOMETRIES = {"safe": (512, 32), "aggressive": (2048, 8), "extreme": (4096, 4)}  # buckets, slots
+
 
 @dataclass(frozen=True)
 class TrialSpec:

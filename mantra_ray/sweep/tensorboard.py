@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
@@ -28,17 +29,23 @@ class TrialBoard:
         for name, value in metrics.items():
             self._open().add_scalar(name, value, epoch)
 
-    def close(self, spec: TrialSpec, final: dict[str, float]) -> None:
-        """Add the memory's settings and the final numbers for the HParams tab, then close."""
+    def finish(self, spec: TrialSpec, final: dict[str, float]) -> None:
+        """Add the memory's settings and the final numbers for the HParams tab, and close."""
         knobs = flatten(spec.config.nexus, "nexus.") | {"seed": spec.config.seed, "split": spec.config.split.kind}
         for summary in hparams(knobs, {f"final/{name}": value for name, value in final.items()}):
             self._open().file_writer.add_summary(summary)
         for name, value in final.items():
             self._open().add_scalar(f"final/{name}", value, 0)
-        self._open().close()
-        self._writer = None
+        self.close()
+
+    def close(self) -> None:
+        """Write what is still waiting; later numbers go to another file of the same folder."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def _open(self) -> SummaryWriter:
         if self._writer is None:
-            self._writer = SummaryWriter(str(self.folder))
+            # A file is named by second and host; two workers of one trial may share both.
+            self._writer = SummaryWriter(str(self.folder), filename_suffix=f".{os.getpid()}")
         return self._writer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import pickle
 import resource
 import sys
 import time
@@ -55,31 +54,32 @@ def execute(spec: TrialSpec, fold: SharedFold, bench: Bench, board: TrialBoard) 
     """Run a trial in this process, or a memory's on several Ray Train workers if the bench has more than one."""
     if bench.workers == 1 or spec.kind == "baselines":
         return run_trial(spec, ray.get(fold.reference), board.epoch)
-    folder = bench.scratch / "train"
-    folder.mkdir(parents=True, exist_ok=True)
-    outcome = folder / f"{spec.id}.outcome"
     resources = {"CPU": bench.cpus} | ({"GPU": bench.gpus} if bench.gpus else {})
-    TorchTrainer(
+    trainer = TorchTrainer(
         _rank,
-        train_loop_config={"spec": spec.to_json(), "fold": fold.path, "outcome": outcome, "board": board},
+        train_loop_config={"spec": spec.to_json(), "fold": fold.path, "board": board, "threads": threads(bench)},
         scaling_config=train.ScalingConfig(
             num_workers=bench.workers, use_gpu=bench.gpus > 0, resources_per_worker=resources
         ),
-        run_config=train.RunConfig(name=spec.id, storage_path=str(folder)),
-    ).fit()
-    result = pickle.loads(outcome.read_bytes())
-    outcome.unlink()
-    return result
+        run_config=train.RunConfig(name=spec.id, storage_path=str(bench.scratch / "train")),
+    )
+    return trainer.fit().return_value
 
 
-def _rank(config: dict[str, Any]) -> None:
-    """One worker of a distributed trial: all run it together, rank 0 speaks for them."""
-    first = train.get_context().get_world_rank() == 0
-    fold = Fold.load(config["fold"])
-    outcome = run_trial(TrialSpec.from_json(config["spec"]), fold, config["board"].epoch if first else None)
-    if first:
-        config["outcome"].write_bytes(pickle.dumps(outcome))
-    train.report({})
+def _rank(config: dict[str, Any]) -> TrialOutcome:
+    """One worker of a distributed trial: all run it together, and Ray Train hands over what rank 0 returns."""
+    first, board = train.get_context().get_world_rank() == 0, config["board"]
+    torch.set_num_threads(config["threads"])
+    spec, fold = TrialSpec.from_json(config["spec"]), Fold.load(config["fold"])
+    try:
+        return run_trial(spec, fold, board.epoch if first else None)
+    finally:
+        board.close()  # this process may end without a chance to write what waits
+
+
+def threads(bench: Bench) -> int:
+    """Threads of a trial's process."""
+    return int(max(1, bench.cpus))
 
 
 @functools.cache
@@ -105,7 +105,7 @@ def trial(config: dict[str, dict[str, str]], bench: Bench, run: Callable[..., Tr
     wait_for_slots(bench.scratch, bench.slots)
     job = config["job"]
     spec = TrialSpec.from_json(job["spec"])
-    torch.set_num_threads(int(max(1, bench.cpus)))
+    torch.set_num_threads(threads(bench))
     if not bench.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray shows every GPU to an actor that asked for none
     board = TrialBoard(bench.root / "tensorboard" / spec.id)
@@ -129,9 +129,10 @@ def trial(config: dict[str, dict[str, str]], bench: Bench, run: Callable[..., Tr
     store = Store(bench.root / "results")
     if outcome is None:
         store.write(spec, row)
+        board.close()
     else:
         store.write(spec, row | outcome.diagnostics, outcome.scores, outcome.records, outcome.curves)
-        board.close(spec, final_numbers(outcome))
+        board.finish(spec, final_numbers(outcome))
     tune.report(
         {"status": row["status"], "started": started.timestamp(), "seconds": seconds, "gain": validation_gain(outcome)}
     )

@@ -6,6 +6,7 @@ import io
 import os
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ import torch
 from mantra_ray.cascade.grn import fit_grn, grn_inputs, predict_grn
 from mantra_ray.config import GrnConfig, digest
 from mantra_ray.data.graph import Graph, coexpression_graph
-from mantra_ray.errors import InputError
 
 Progress = Callable[[int, int, str], None]
 
@@ -89,13 +89,13 @@ def save_unit(unit: Unit, result: dict[str, np.ndarray]) -> None:
     os.replace(partial, unit.path)
 
 
-def load_unit(path: Path) -> dict[str, np.ndarray]:
-    """Read what `save_unit` wrote; InputError if the file is damaged."""
+def load_unit(path: Path) -> dict[str, np.ndarray] | None:
+    """Read what `save_unit` wrote; None if the file is not there or damaged, so that the unit must be trained."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except Exception as error:
-        raise InputError(path, "unit", type(error).__name__, f"cannot be read, delete it: {error}") from error
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+        return None
 
 
 def shares(units: Sequence[Unit], workers: int) -> list[list[Unit]]:

@@ -149,9 +149,10 @@ def _run_epoch(model: Nexus, memory: Memory, train: Records, lift: Tensor, optim
         correction, *_ = model(memory, batch, state[rows], token[rows], known)
         error = (batch.residual - correction @ lift).square().mean(1).sum() / len(whole)
         loss = error
-        if config.language_weight > 0:
-            some = batch.take(slice(math.ceil(len(rows) * config.language_share)))
-            loss = loss + config.language_weight * model.language_loss(some) * len(rows) / len(whole)
+        spoken = whole[: math.ceil(len(whole) * config.language_share)]
+        mine = spoken[rank::world].to(train.record.device)
+        if config.language_weight > 0 and len(mine):
+            loss = loss + config.language_weight * model.language_loss(train.take(mine)) * len(mine) / len(spoken)
         optimizer.zero_grad()
         loss.backward()
         error = error.detach() * len(whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from mantra_ray.config import ExperimentConfig, digest, flatten
 from mantra_ray.data.graph import coexpression_graph
 from mantra_ray.data.screen import Screen
 from mantra_ray.data.splits import Split, cross_fit_folds, make_split
+from mantra_ray.errors import InputError
 from mantra_ray.forward import Fold
 from mantra_ray.provenance import code_version
 from mantra_ray.training.distributed import Progress, Records, Unit, load_unit, run_units
@@ -24,12 +26,19 @@ from mantra_ray.training.distributed import Progress, Records, Unit, load_unit, 
 CODE = ("cascade", "data", "forward", "training.stages", "training.distributed")
 
 
+# Where the inputs lie changes nothing: the hash of their content stands for them.
+LOCATIONS = ("data.data", "data.data_dir", "data.graph", "data.loadings", "data.classes")
+ATTEMPTS = 3  # at a unit whose file another run deletes before it is read
+
+
 def _key(experiment: ExperimentConfig, data_sha256: str, sections: Sequence[str]) -> str:
     fields = {
         name: value
         for name, value in flatten(experiment).items()
-        if name.startswith(tuple(section + "." for section in sections)) or name == "seed"
+        if name not in LOCATIONS and (name == "seed" or name.split(".")[0] in sections)
     }
+    if "data" in sections:  # NAME=FILE; the order of the names is that of the fold's columns
+        fields["data.traits"] = [trait.partition("=")[0] for trait in experiment.data.traits]
     return digest({"fields": fields, "data": data_sha256, "code": code_version(*CODE)})
 
 
@@ -83,8 +92,9 @@ def make_folds(
     """Make the folds that are missing and return all of them, stage key to file.
 
     All missing networks of all experiments train in one TorchTrainer run (Ray must be initialised by the caller);
-    finished networks and folds are reused. Everything in a fold is made from its training rows alone. Raises
-    InputError where data and config do not fit.
+    finished networks and folds are reused, damaged networks trained again. Runs may share `artifacts`: what one
+    of them finishes first, the other takes. Everything in a fold is made from its training rows alone. Raises
+    InputError where data and config do not fit, or where trained networks do not arrive in `artifacts`.
     """
     artifacts = artifacts.resolve()  # workers run in folders of their own
     stages: dict[str, _Stage] = {}
@@ -94,18 +104,43 @@ def make_folds(
         paths[key] = artifacts / f"fold_{key}.npz"
         if key not in stages and not paths[key].exists():
             stages[key] = _Stage(screen, experiment, artifacts)
-    units = {unit.path: unit for stage in stages.values() for unit in stage.units}
-    missing = [unit for path, unit in sorted(units.items()) if not path.exists()]
-    if missing:
-        run_units(records_of(screen), missing, workers, use_gpu, artifacts / "ray", on_progress)
-    for done, stage in enumerate(stages.values()):
-        if on_progress is not None:
-            on_progress(done, len(stages), "programs, traits and manifold")
-        assemble(screen, stage).save(stage.path)
-    for path in units:
-        path.unlink(missing_ok=True)
-    shutil.rmtree(artifacts / "ray", ignore_errors=True)
+    waiting, made = list(stages.values()), []
+    for _ in range(ATTEMPTS):
+        _train_missing(screen, waiting, artifacts, workers, use_gpu, on_progress)
+        for stage in waiting:
+            if on_progress is not None:
+                on_progress(len(made), len(stages), "programs, traits and manifold")
+            results = [load_unit(unit.path) for unit in stage.units]
+            if not stage.path.exists() and all(result is not None for result in results):
+                assemble(screen, stage, results).save(stage.path)
+                made.append(stage)
+        waiting = [stage for stage in waiting if not stage.path.exists()]
+        if not waiting:
+            break
+    for stage in waiting:
+        problem = "trained networks do not arrive there: all nodes must share the folder"
+        raise InputError(artifacts, "units", len(stage.units), problem)
+    for unit in (unit for stage in made for unit in stage.units):
+        unit.path.unlink(missing_ok=True)
     return paths
+
+
+def _train_missing(
+    screen: Screen, stages: Sequence[_Stage], artifacts: Path, workers: int, use_gpu: bool, on_progress: Progress | None
+) -> None:
+    """Train the units whose files are missing or damaged."""
+    units = {unit.path: unit for stage in stages for unit in stage.units}
+    missing = [unit for path, unit in sorted(units.items()) if load_unit(path) is None]
+    if not missing:
+        return
+    for unit in missing:
+        unit.path.unlink(missing_ok=True)  # a damaged file would count as done
+    artifacts.mkdir(parents=True, exist_ok=True)
+    storage = Path(tempfile.mkdtemp(prefix="ray_", dir=artifacts))
+    try:
+        run_units(records_of(screen), missing, workers, use_gpu, storage, on_progress)
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
 
 
 def records_of(screen: Screen) -> Records:
@@ -132,8 +167,10 @@ def out_of_fold(per_fold: Sequence[np.ndarray], cross_fit: np.ndarray) -> np.nda
 def calibration_slope(observed: np.ndarray, predicted: np.ndarray, cluster: np.ndarray) -> float:
     """Slope through the origin of observed on predicted changes [n, K], less one standard error, clipped to [0, 1].
 
-    The error is the sandwich estimate over clusters [n] (regulators, whose records err alike), so that a few
-    strong regulators cannot vouch for predictions that do not generalise: those shrink to 0.
+    slope = sum(y x) / sum(x^2), with error = sqrt(sum over clusters of (sum in the cluster of x (y - slope x))^2) /
+    sum(x^2): the cluster-robust sandwich (Liang and Zeger 1986, Biometrika 73:13), over clusters [n] (regulators,
+    whose records err alike), so that a few strong regulators cannot vouch for predictions that do not generalise:
+    those shrink to 0. The fold's programs and its expression are both scaled by the slope of the programs.
     """
     agreement, power = np.einsum("nk,nk->n", observed, predicted), np.einsum("nk,nk->n", predicted, predicted)
     total = float(power.sum(dtype=np.float64))
@@ -144,8 +181,8 @@ def calibration_slope(observed: np.ndarray, predicted: np.ndarray, cluster: np.n
     return float(np.clip(slope - error, 0, 1))
 
 
-def assemble(screen: Screen, stage: _Stage) -> Fold:
-    """Put a fold together once its networks' predictions are on disk (or by ridge, without expression)."""
+def assemble(screen: Screen, stage: _Stage, results: Sequence[dict[str, np.ndarray]]) -> Fold:
+    """Put a fold together from its networks' results (or by ridge, without expression)."""
     data, split, config = screen.data, stage.split, stage.experiment
     train = split.train
     notes, seconds = list(screen.notes), {}
@@ -164,7 +201,6 @@ def assemble(screen: Screen, stage: _Stage) -> Fold:
         started = time.perf_counter()
         loadings = _loadings(screen, stage, changes[train])
         seconds["programs"] = time.perf_counter() - started
-        results = [load_unit(unit.path) for unit in stage.units]
         seconds["grn"] = float(sum(result["seconds"] for result in results))
         smooth = _smoother(screen, stage, changes[train])
         predicted = smooth(out_of_fold([result["base"] for result in results], stage.cross_fit))

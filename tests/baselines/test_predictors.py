@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mantra_ray.baselines import smoothers
-from mantra_ray.baselines.headers import Headers, held_out_groups, stand_ins
+from mantra_ray.baselines.headers import Headers, equal, held_out_groups, stand_ins
 from mantra_ray.baselines.memory import Pairs, residual_memory
-from mantra_ray.baselines.ridge import left_out_residuals, one_hot, ridge
+from mantra_ray.baselines.ridge import eigensystem, left_out_residuals, one_hot, ridge
 
 
 def headers(regulator, state=None, strategy=None, dose=None):
@@ -77,12 +77,28 @@ def test_left_out_residuals_equal_refits(seed, penalty, interaction):
     n = 14
     train = headers(rng.integers(0, 4, n), rng.integers(0, 2, n), rng.integers(0, 2, n), rng.random(n))
     target, group = rng.normal(size=(n, 3)), rng.integers(0, 6, n)
-    inner = one_hot(interaction, True)(train, train)
-    found = left_out_residuals(*np.linalg.eigh(inner), target, group, penalty)
+    columns = one_hot(interaction, True)(train)
+    inner = (columns @ columns.T).toarray()
+    found = left_out_residuals(*eigensystem(columns), target, group, penalty)
     for g in np.unique(group):
         rows, rest = np.flatnonzero(group == g), np.flatnonzero(group != g)
         weights = inner[np.ix_(rows, rest)] @ np.linalg.inv(inner[np.ix_(rest, rest)] + penalty * np.eye(len(rest)))
         assert found[rows] == pytest.approx(target[rows] - weights @ target[rest], abs=1e-6)
+
+
+@given(st.integers(0, 10_000), st.integers(3, 30), st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_features_have_the_inner_products_of_their_headers(seed, n, interaction):
+    """And their eigensystem gives those back, with more rows than columns or fewer."""
+    rng = np.random.default_rng(seed)
+    train = headers(rng.integers(0, 4, n), rng.integers(0, 2, n), rng.integers(0, 2, n), rng.random(n))
+    same = {name: equal(getattr(train, name), getattr(train, name)) for name in ("regulator", "state", "strategy")}
+    expected = same["regulator"] * (1 + interaction * same["state"]) * np.outer(train.dose, train.dose.astype(float))
+    expected = expected + same["state"] + same["strategy"]
+    columns = one_hot(interaction, True)(train)
+    assert (columns @ columns.T).toarray() == pytest.approx(expected)
+    values, vectors = eigensystem(columns)
+    assert (vectors * values) @ vectors.T == pytest.approx(expected)
 
 
 def test_ridge_equals_its_primal_form():
@@ -103,8 +119,8 @@ def test_ridge_uses_dose_only_where_effects_scale_with_it():
     effect = rng.normal(size=(8, 10))[train.regulator]
     query = headers([3], dose=[0.05])
     for target, scale in ((effect * train.dose[:, None], 0.05), (effect, 1.0)):
-        kernels = [one_hot(True, False), one_hot(True, True)]
-        weights = ridge(query, train, target, np.arange(32), np.ones(32, bool), kernels)
+        choices = [one_hot(True, False), one_hot(True, True)]
+        weights = ridge(query, train, target, np.arange(32), np.ones(32, bool), choices)
         assert (weights @ target)[0] == pytest.approx(scale * effect[12], abs=0.1)
 
 

@@ -1,14 +1,18 @@
+import copy
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
+from mantra_ray.cascade.graph_inputs import SignedEdges
 from mantra_ray.cascade.grn import Grn, fit_grn, grn_inputs, predict_grn
 from mantra_ray.config import GrnConfig
 
 GENES, REGULATORS = 30, 10
-CONFIG = GrnConfig(hidden=8, epochs=40, batch=16, learning_rate=2e-2)
+CONFIG = GrnConfig(hidden=8, epochs=2, batch=16, learning_rate=2e-2)
+LONG = dataclasses.replace(CONFIG, epochs=25)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,7 @@ def fit(screen, rows, changes=None, config=CONFIG, seed=0):
 def test_generalises_to_an_unseen_regulator_and_fits_what_it_saw(screen):
     _, regulator, _, _, changes = screen
     unseen = np.isin(regulator, [8, 9])
-    predicted = fit(screen, np.flatnonzero(~unseen))[2]
+    predicted = fit(screen, np.flatnonzero(~unseen), config=LONG)[2]
     error = np.square(predicted - changes)
     assert error[unseen].mean() < 0.6 * np.square(changes[unseen]).mean()
     assert error[~unseen].mean() < 0.3 * np.square(changes[~unseen]).mean()
@@ -77,7 +81,6 @@ def dense_forward(model, inputs, regulator, dose, state):
         down[j, i] += w / np.sqrt(max(incoming[j], 1))
         up[i, j] += w / np.sqrt(max(outgoing[i], 1))
     down, up = torch.from_numpy(down), torch.from_numpy(up)
-    model = model.double()
     out = []
     for r, d, s in zip(regulator, dose, state, strict=True):
         d = torch.tensor(float(d), dtype=torch.float64)
@@ -98,21 +101,32 @@ def dense_forward(model, inputs, regulator, dose, state):
         if node < GENES:
             result[node] += 4 * condition[1] * model.unit * (1 + model.itself(condition))[0]
         out.append(result)
-    return torch.stack(out).detach().numpy() * inputs.scale
+    return torch.stack(out)
 
 
-def test_equals_a_dense_loop(screen):
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_changes_and_gradients_equal_those_of_a_dense_loop(screen, layers):
     graph, _, _, _, changes = screen
-    regulator, dose, state = np.array([0, 3, 9, 10]), np.array([0.2, 1.0, 0.7, 0.5], np.float32), np.array([0, 1, 1, 0])
+    regulator, state = np.array([0, 3, 9, 10, 3]), np.array([0, 1, 1, 0, 1])
+    dose = np.array([0.2, 1.0, 0.7, 0.2, 1.0], np.float32)
     nodes = np.array([*range(REGULATORS), GENES])  # the last regulator is no gene and has no edges
     inputs = grn_inputs(*graph, nodes, changes, 2)
     torch.manual_seed(0)
-    model = Grn(inputs, dataclasses.replace(CONFIG, layers=3))
+    model = Grn(inputs, dataclasses.replace(CONFIG, layers=layers))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    predicted = predict_grn(model, inputs, regulator, dose, state)
-    expected = dense_forward(model, inputs, regulator, dose, state)
-    np.testing.assert_allclose(predicted, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    exact = copy.deepcopy(model).double()
+    expected = dense_forward(exact, inputs, regulator, dose, state)
+    found = model(torch.from_numpy(regulator), torch.from_numpy(dose), torch.from_numpy(state))
+    direction = torch.randn(found.shape)
+    (found * direction).sum().backward()
+    (expected * direction).sum().backward()
+    pairs = [(found.detach(), expected.detach())]
+    pairs += [(mine.grad, its.grad) for mine, its in zip(model.parameters(), exact.parameters(), strict=True)]
+    for mine, its in pairs:
+        np.testing.assert_allclose(mine, its, rtol=1e-3, atol=2e-5 * its.abs().max().item())
+    predicted = predict_grn(model, inputs, regulator, dose, state, batch=2)
+    np.testing.assert_allclose(predicted, found.detach() * inputs.scale, rtol=1e-4, atol=1e-5)
 
 
 def test_records_of_a_batch_do_not_touch(screen):
@@ -127,3 +141,16 @@ def test_a_graph_without_edges_still_runs(screen):
     none = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
     predicted = fit((none, regulator, dose, state, changes), np.arange(60))[2]
     assert np.isfinite(predicted).all()
+
+
+def test_no_warning_of_torch_reaches_the_user(screen):
+    graph, _, _, _, changes = screen
+    inputs = grn_inputs(*graph, np.arange(REGULATORS), changes, 2)
+    torch.set_warn_always(True)  # else torch gives each warning once a process, and that may be over
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            edges = SignedEdges(inputs, GENES, torch.device("cpu"))
+            edges.pass_along(torch.ones(GENES, 2))
+    finally:
+        torch.set_warn_always(False)

@@ -48,10 +48,32 @@ def test_sample_keeps_that_many_configurations():
     assert len(options.sweep("r", [{"nexus.tau": 0.1 * i} for i in range(1, 9)]).arms) == 3
 
 
+def test_help_says_defaults_in_words(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"], "")
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--splits KIND ..." in shown and "(default: all that make sense for the data)" in shown
+    assert "--no-smoke" not in shown and "(default: ''" not in shown and "(default: )" not in shown
+    assert shown.count("(default: made by co-expression)") == 1
+
+
 @pytest.mark.parametrize(
-    "args", ["--seeds 0", "--cpus-per-trial 0", "--gpus-per-trial -1", "--num-trials 0", "--workers-per-trial 0"]
+    "args",
+    [
+        *("--seeds 0", "--cpus-per-trial 0", "--gpus-per-trial -1", "--num-trials 0", "--workers-per-trial 0"),
+        *("--num-trials 3", "--splits wrong", "--name a/b", "--name ..", "--out /dev/null", "--out /dev/null/below"),
+    ],
 )
 def test_impossible_values_name_the_option(args):
     option, value = args.split()
     with pytest.raises(InputError, match=f"{option}.*{value}"):
         parse([option, value], "")
+
+
+def test_out_is_checked_and_not_made(tmp_path, monkeypatch):
+    folder = tmp_path / "new" / "runs"
+    parse(["--out", str(folder)], "")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(InputError, match=r"--out: cannot be written to .found .*runs"):
+        parse(["--out", str(folder)], "")

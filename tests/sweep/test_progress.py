@@ -21,7 +21,22 @@ def test_plain_lines_count_trials_and_keep_the_best():
     lines = output.getvalue().splitlines()
     assert lines[0] == "stages 1/2: fold seen 0"
     assert lines[-1] == "trials 3/3: 0 running, 1 failed, best gain so far +5.0% (validation)"
-    assert any("trials 1/3: 0 running" in line and "left" in line for line in lines)
+    assert any("trials 1/3: 1 running" in line and "left" in line for line in lines)
+
+
+def test_a_slot_that_is_about_to_be_filled_is_not_shown_empty():
+    output, display = plain(0.0)
+    with display:
+        display.begin(4)
+        for _ in range(2):
+            display.start()
+        for _ in range(2):
+            display.end(False)
+            display.start()
+        for _ in range(2):
+            display.end(False)
+    running = [int(line.split(": ")[1].split()[0]) for line in output.getvalue().splitlines()]
+    assert running == [0, 1, 2, 2, 2, 1, 0]
 
 
 def test_plain_lines_are_periodic():

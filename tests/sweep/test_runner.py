@@ -1,13 +1,15 @@
 import io
 import os
+from dataclasses import replace
 
 import pytest
 import ray
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mantra_ray.errors import InputError
 from mantra_ray.sweep import cluster, runner
-from mantra_ray.sweep.options import Options
+from mantra_ray.sweep.options import SMOKE, Options
 from mantra_ray.sweep.store import Store
 
 pytestmark = pytest.mark.slow
@@ -37,7 +39,7 @@ def sweep(tmp_path, monkeypatch, screen, make_folds, records):
             from mantra_ray.sweep.trial import TrialOutcome
 
             act(spec)
-            assert ray.get(fold.reference).programs == 2
+            assert ray.get(fold.reference).programs == 6
             board.epoch(0, {"loss": 1.0})
             return TrialOutcome({"write_density": 0.5}, [], columns, [{"epoch": 0, "metric": "loss", "value": 1.0}])
 
@@ -88,6 +90,13 @@ def test_failed_trials_have_rows_and_are_retried(sweep, tmp_path):
     assert code == 0 and "3 of them finished before" in text and len(store.finished()) == 6
 
 
+def test_splits_that_the_data_cannot_give_are_refused_before_anything_is_made(sweep, tmp_path):
+    for changes, told in (({"splits": ("context",)}, "two states"), ({"test_fraction": 2.0}, "test_fraction")):
+        with pytest.raises(InputError, match=told):
+            sweep(**changes)
+    assert not list(tmp_path.iterdir())
+
+
 def test_stopped_sweep_says_how_to_go_on(sweep, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
@@ -102,6 +111,28 @@ def test_a_trial_that_cannot_fit_is_refused(sweep):
         sweep(workers_per_trial=2, cpus_per_trial=3.0)
     with pytest.raises(InputError, match="--gpus-per-trial"):
         sweep(gpus_per_trial=1000.0)
+
+
+def test_two_workers_on_a_trial_find_what_one_finds(tmp_path, monkeypatch, screen, make_folds):
+    monkeypatch.setattr(runner, "load_screen", lambda config: screen)
+    monkeypatch.setattr(runner, "make_folds", make_folds)
+    nexus = replace(SMOKE.nexus, batch=25, buckets=4, slots=8)
+    options = replace(SMOKE, seeds=1, splits=("seen",), nexus=nexus)
+    tables = []
+    for workers in (1, 2):
+        here = replace(options, out=str(tmp_path / str(workers)), workers_per_trial=workers)
+        output = io.StringIO()
+        assert runner.run_sweep(here.sweep("test", [{}]), here, Console(file=output)) == 0, output.getvalue()
+        store = Store(tmp_path / str(workers) / "test" / "results")
+        keys = {"scores": ("trial", "arm", "part", "slice", "metric"), "curves": ("trial", "epoch", "metric")}
+        tables.append({})
+        for name, key in keys.items():
+            tables[-1] |= {tuple(row[k] for k in key): row["value"] for row in store.read(name).to_pylist()}
+    one, two = tables
+    assert one.keys() == two.keys() and any("loss" in key for key in one) and any("memory_on" in key for key in one)
+    assert [two[key] for key in one] == pytest.approx(list(one.values()), abs=1e-4, nan_ok=True)
+    events = [EventAccumulator(str(path)).Reload() for path in (tmp_path / "2").rglob("events*")]
+    assert any("loss" in event.Tags()["scalars"] for event in events)
 
 
 @pytest.mark.parametrize(

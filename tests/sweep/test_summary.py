@@ -1,26 +1,35 @@
-import io
-import json
-
 import numpy as np
 import pytest
-from rich.console import Console
 
 from mantra_ray.config import ExperimentConfig
 from mantra_ray.errors import InputError
-from mantra_ray.evaluation.statistics import nested_gain
+from mantra_ray.evaluation.statistics import Interval, nested_gain
 from mantra_ray.sweep.spec import SweepSpec
 from mantra_ray.sweep.store import Store
-from mantra_ray.sweep.summary import configurations, noise_ceiling, print_summary, read_arms
+from mantra_ray.sweep.summary import (
+    Configuration,
+    Result,
+    arms_by_split,
+    best_on_validation,
+    chosen_on_validation,
+    configurations,
+    noise_ceiling,
+    read_arms,
+    read_description,
+)
 
 GAINS = {0.0: 0.1, 1.0: 0.3}  # of the memory, by regret gamma
 
 
+DEFAULT = ExperimentConfig().nexus.regret_gamma
+
+
 @pytest.fixture
 def sweep(tmp_path, records):
-    """A finished sweep of two gammas, two seeds and one split, in which gamma 1 is better."""
+    """The store and the trials of two gammas, two seeds and two splits; gamma 1 is better on `seen`, 0 on `unseen`."""
     arms = tuple({"nexus.regret_gamma": gamma} for gamma in GAINS)
-    trials = SweepSpec("test", ExperimentConfig(), arms, (0, 1), ("seen",)).trials("data", "code")
-    store = Store(tmp_path / "results")
+    trials = SweepSpec("test", ExperimentConfig(), arms, (0, 1), ("seen", "unseen")).trials("data", "code")
+    store = Store(tmp_path)
     for trial in trials:
         seed, scores = trial.config.seed, []
         if trial.kind == "baselines":
@@ -29,22 +38,24 @@ def sweep(tmp_path, records):
             scores = [where | {"metric": "noise_floor_mse", "value": 0.1 + 0.2 * seed}]
             scores += [where | {"metric": "program_mse_gain", "value": 0.9}]
         else:
-            shares = {"memory_off": 1.0, "memory_on": 1 - GAINS[trial.config.nexus.regret_gamma]}
-        row = {"status": "done", "write_density": 0.2 + 0.2 * seed, "load": 0.5, "occupancy": 0.1}
+            gamma = trial.config.nexus.regret_gamma
+            gain = GAINS[gamma if trial.config.split.kind == "seen" else 1 - gamma]
+            shares = {"memory_off": 1.0, "memory_on": 1 - gain}
+        row = {"status": "done", "write_density": 0.2 + 0.2 * seed}
         store.write(trial, row, scores, records(shares, seed))
-    described = {"trials": [trial.id for trial in trials], "timing": None}
-    (tmp_path / "sweep.json").write_text(json.dumps(described))
-    return tmp_path, store, store.read("trials").to_pylist()
+    return store, store.read("trials").to_pylist()
 
 
-def test_configurations_pool_seeds(sweep, records):
-    _, store, trials = sweep
-    found = configurations(store, trials)
-    assert {item.knobs["nexus.regret_gamma"]: round(item.test.value, 6) for item in found} == GAINS
-    assert {round(item.validation, 6) for item in found} == set(GAINS.values())
+def test_configurations_pool_seeds_and_keep_splits_apart(sweep):
+    found = configurations(*sweep)
+    assert {item.knobs["nexus.regret_gamma"] for item in found} == set(GAINS)
     for item in found:
-        assert item.knobs.keys() == {"nexus.regret_gamma"}
-        assert len(item.trials) == 2 and item.test.n == 8
+        gamma = item.knobs["nexus.regret_gamma"]
+        assert item.knobs.keys() == {"nexus.regret_gamma"} and item.values["nexus.slots"] == 32
+        for split, gain in (("seen", GAINS[gamma]), ("unseen", GAINS[1 - gamma])):
+            result = item.results[split]
+            assert (result.validation, result.test.value) == pytest.approx((gain, gain))
+            assert len(result.trials) == 2 and result.test.n == 8
         assert item.mean("write_density") == pytest.approx(0.3)
         assert np.isnan(item.mean("gate_mean"))
 
@@ -63,12 +74,12 @@ def test_intervals_are_those_of_the_pooled_records(tmp_path, records):
         pooled["seed"].append(np.full(test.sum(), trial.config.seed))
     expected = nested_gain(*(np.concatenate(values) for values in pooled.values()), 1000, 0.95, 0)
     (item,) = configurations(store, store.read("trials").to_pylist())
-    found = item.test
+    found = item.results["seen"].test
     assert (found.value, found.lower, found.upper) == pytest.approx((expected.value, expected.lower, expected.upper))
 
 
 def test_arms_have_the_gnn_and_the_ceiling(sweep):
-    _, store, trials = sweep
+    store, trials = sweep
     baselines = [row for row in trials if row["kind"] == "baselines"]
     arms = read_arms(store, baselines, "test")
     assert arms.keys() == {"zero", "ridge", "gnn"}
@@ -77,29 +88,55 @@ def test_arms_have_the_gnn_and_the_ceiling(sweep):
     assert noise_ceiling(store, baselines)["noise_ceiling"].error == pytest.approx(0.2)
 
 
-def test_printed_tables(sweep):
-    root, _, _ = sweep
-    output = io.StringIO()
-    print_summary(root, Console(file=output, width=120))
-    text = output.getvalue()
-    assert "+30.0%*" in text and "+10.0%*" not in text
-    for word in ("ridge", "noise_ceiling", "memory_on", "regret_gamma", str(root / "results"), "tensorboard --logdir"):
-        assert word in text
-    assert "6 trials finished, 0 failed" in text
+def test_the_memory_of_each_split_is_the_one_that_validation_chooses(sweep):
+    found = configurations(*sweep)
+    arms = arms_by_split(*sweep, {split: chosen_on_validation(sweep[0], found, split) for split in ("seen", "unseen")})
+    assert sorted(arms) == ["seen", "unseen"]
+    for of_split in arms.values():
+        assert of_split.keys() == {"zero", "ridge", "gnn", "noise_ceiling", "memory_off", "memory_on"}
+        assert of_split["memory_on"].gain.value == pytest.approx(0.3)
 
 
-def test_failures_are_shown(sweep):
-    root, store, _ = sweep
-    trial = SweepSpec("t", ExperimentConfig(), ({"nexus.regret_gamma": 0.0},), (0,), ("seen",)).trials("data", "code")[
-        1
-    ]
-    store.write(trial, {"status": "failed", "error": "Traceback\nValueError: slot [3] is empty\n"})
-    output = io.StringIO()
-    print_summary(root, Console(file=output, width=120))
-    assert f"Failed {trial.id}: ValueError: slot [3] is empty" in output.getvalue()
-    assert "5 trials finished, 1 failed" in output.getvalue()
+def chances(*values):
+    """Configurations by their gain on validation, which are worth nothing on test."""
+    none = Interval(0.0, 0.0, 0.0, 4)
+    return [Configuration({}, {"seen": Result([], value, none)}, {}) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [((0.1, 0.3, 0.2), [1]), ((0.3, 0.1, 0.3 + 1e-9), [0, 2]), ((float("nan"), -0.1), [1]), ((float("nan"),), [])],
+)
+def test_best_on_validation_with_ties(values, best):
+    found = chances(*values)
+    assert best_on_validation(found, "seen") == [found[i] for i in best]
+    assert best_on_validation(found, "unseen") == []
+
+
+@pytest.mark.parametrize(("gain", "noise", "gamma"), [(0.05, 0.0, 1.0), (0.05, 2.0, DEFAULT), (-0.05, 0.0, DEFAULT)])
+def test_the_default_is_judged_unless_another_is_better_by_more_than_chance(tmp_path, gain, noise, gamma):
+    rng, store, count = np.random.default_rng(0), Store(tmp_path), 40
+    arms = tuple({"nexus.regret_gamma": value} for value in (DEFAULT, 1.0))
+    trials = SweepSpec("test", ExperimentConfig(), arms, (0, 1), ("seen",)).trials("data", "code")
+    for trial in (trial for trial in trials if trial.kind == "nexus"):
+        other = trial.config.nexus.regret_gamma == 1.0
+        spread = noise * rng.normal(size=count)
+        error = 1 - other * (gain + spread - spread.mean())
+        columns = {"squared_error": error, "reference_error": np.ones(count), "regulator": np.arange(count)}
+        columns |= {"record": np.arange(count), "dose": np.ones(count), "state": np.zeros(count, int)}
+        columns |= {"arm": np.full(count, "memory_on"), "part": np.full(count, "validation")}
+        both = {name: np.tile(values, 2) for name, values in columns.items()}
+        both["part"][count:] = "test"
+        store.write(trial, {"status": "done"}, [], both)
+    found = configurations(store, store.read("trials").to_pylist())
+    assert chosen_on_validation(store, found, "seen").knobs["nexus.regret_gamma"] == gamma
+    assert chosen_on_validation(store, found, "context") is None
+
+
+def test_a_memory_that_changes_nothing_is_the_gnn():
+    assert [item.results["seen"].is_gnn for item in chances(0.0, 1e-9, 1e-3, float("nan"))] == [True, True, False, True]
 
 
 def test_no_sweep_here(tmp_path):
     with pytest.raises(InputError, match=r"sweep\.json"):
-        print_summary(tmp_path, Console())
+        read_description(tmp_path)

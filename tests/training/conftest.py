@@ -40,5 +40,5 @@ def experiment() -> ExperimentConfig:
     return ExperimentConfig(
         data=DataConfig(genes=30),
         programs=ProgramsConfig(k=4, restarts=2),
-        grn=GrnConfig(hidden=8, epochs=30, batch=16, learning_rate=2e-2),
+        grn=GrnConfig(hidden=8, epochs=3, batch=16, learning_rate=2e-2),
     )

@@ -10,7 +10,7 @@ from mantra_ray.config import replace
 from mantra_ray.errors import InputError
 from mantra_ray.forward import Fold, predict
 from mantra_ray.training import stages
-from mantra_ray.training.distributed import load_unit, save_unit, train_unit
+from mantra_ray.training.distributed import save_unit, train_unit
 from mantra_ray.training.stages import calibration_slope, make_folds, out_of_fold, stage_key, variable_genes
 
 
@@ -54,7 +54,7 @@ def test_test_rows_do_not_influence_the_fold(screen, experiment, in_process, tmp
 
 
 def test_a_rows_residual_comes_from_models_that_did_not_see_it(screen, experiment, in_process, tmp_path):
-    experiment = replace(experiment, **{"grn.calibrate": False})
+    experiment = replace(experiment, **{"grn.calibrate": False, "grn.epochs": 15})
     fold = make(screen, experiment, tmp_path)
     for unit in in_process:
         result = train_unit(stages.records_of(screen), unit)["base"]
@@ -103,15 +103,40 @@ def test_finished_work_is_reused(screen, experiment, in_process, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(screen, experiment, in_process, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "assemble", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(stages, "assemble", lambda *_: 1 / 0)
         make(screen, experiment, tmp_path)
-    monkeypatch.undo()
     files = sorted((tmp_path / "units").iterdir())
     assert len(files) == 3
-    np.testing.assert_array_equal(load_unit(files[0])["base"].shape, (72, 30))
-    monkeypatch.setattr(stages, "run_units", lambda *_: pytest.fail("nothing is missing"))
-    make(screen, experiment, tmp_path)
+    files[1].write_bytes(files[1].read_bytes()[:-100])  # damaged: this one alone is trained again
+    fold = make(screen, experiment, tmp_path)
+    assert [unit.path for unit in in_process[3:]] == [files[1]]
+    np.testing.assert_array_equal(fold.base_program, make(screen, experiment, tmp_path / "whole").base_program)
+
+
+def test_runs_that_share_a_folder_do_not_harm_each_other(screen, experiment, in_process, tmp_path, monkeypatch):
+    other = replace(experiment, **{"programs.k": 3})  # shares the networks
+    foreign = tmp_path / "units" / "foreign_0.npz"
+    train = stages.run_units
+
+    def beside_another(*arguments):
+        """While this run trains, another finishes one of its two folds, and deletes the networks."""
+        monkeypatch.setattr(stages, "run_units", train)
+        make(screen, other, tmp_path)
+        foreign.write_bytes(b"of a third run")
+        assert not list(tmp_path.glob("units/[!f]*"))
+
+    monkeypatch.setattr(stages, "run_units", beside_another)
+    paths = make_folds(screen, [experiment, other], tmp_path, 1, False)
+    assert len(paths) == 2 and all(Fold.load(path).programs in (3, 4) for path in paths.values())
+    assert list((tmp_path / "units").iterdir()) == [foreign]
+    assert not list(tmp_path.glob("ray_*"))
+
+
+def test_networks_that_do_not_arrive_are_an_error(screen, experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "run_units", lambda *_: None)
+    with pytest.raises(InputError, match="share the folder"):
+        make(screen, experiment, tmp_path)
 
 
 def test_folds_that_differ_in_programs_share_their_networks(screen, experiment, in_process, tmp_path):
@@ -123,9 +148,28 @@ def test_folds_that_differ_in_programs_share_their_networks(screen, experiment, 
 def test_stage_key_depends_on_the_stages_alone(experiment):
     key = stage_key(experiment, "data")
     assert key == stage_key(replace(experiment, **{"nexus.buckets": 7, "evaluation.bootstrap": 9}), "data")
-    changes = {"seed": 1, "split.kind": "unseen", "programs.k": 5, "grn.epochs": 1, "manifold.smooth": True}
+    there = {
+        "data.data_dir": "there",
+        "data.graph": "there/edges.csv",
+        "data.loadings": "W.npy",
+        "data.classes": "c.csv",
+    }
+    there |= {"data.data": "there/screen.npz"}
+    assert key == stage_key(replace(experiment, **there), "data")
+    changes = {
+        "seed": 1,
+        "data.genes": 7,
+        "data.traits": ("a=1.csv",),
+        "split.kind": "unseen",
+        "programs.k": 5,
+        "grn.epochs": 1,
+        "manifold.smooth": True,
+    }
     others = {stage_key(replace(experiment, **{name: value}), "data") for name, value in changes.items()}
     assert len(others | {key, stage_key(experiment, "other data")}) == len(changes) + 2
+    traits = [("a=1.csv", "b=2.csv"), ("a=there/1.csv", "b=2.csv"), ("b=2.csv", "a=1.csv")]
+    first, moved, swapped = (stage_key(replace(experiment, **{"data.traits": names}), "data") for names in traits)
+    assert first == moved != swapped
 
 
 def test_given_loadings_are_restricted_to_the_kept_genes(screen, experiment, in_process, tmp_path):

@@ -1,0 +1,73 @@
+"""A synthetic fold that is known through and through, for tests of what stands on top of the cascade."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from mantra_ray.forward import Fold
+
+SEEN, UNSEEN, DOSES, STATES, PROGRAMS, GENES = 20, 4, (0.3, 0.6, 0.95), 2, 6, 12
+
+
+def plant(seed: int = 0, effect: float = 1.0, noise: float = 0.2, unseen: int = UNSEEN) -> Fold:
+    """Each regulator has a residual of its own, in proportion to dose, that the base does not know.
+
+    20 regulators with training rows (one of their records tested, some validated), then `unseen` ones that are
+    all tested. `effect` is the residual's size, `noise` the standard deviation of what no one can predict.
+    """
+    rng = np.random.default_rng(seed)
+    grid = np.array([(r, d, s) for r in range(SEEN + unseen) for d in DOSES for s in range(STATES)])
+    regulator, dose, state = grid[:, 0].astype(np.int64), grid[:, 1].astype(np.float32), grid[:, 2].astype(np.int64)
+    rows = np.arange(len(grid))
+    place = rng.permuted(np.tile(np.arange(6), (SEEN + unseen, 1)), axis=1).ravel()  # of a record in its regulator
+    test = rows[(place == 0) | (regulator >= SEEN)]
+    validation = rows[(place == 1) & (regulator < SEEN) & (regulator % 2 == 0)]
+    train = np.setdiff1d(rows, np.concatenate([test, validation]))
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    own = normal(SEEN + unseen, PROGRAMS)
+    own -= own[:SEEN].mean(0)  # no offset that all share
+    residual = effect * dose[:, None] * own[regulator] + noise * normal(len(rows), PROGRAMS)
+    base, loadings, weights = normal(len(rows), PROGRAMS), normal(GENES, PROGRAMS), normal(PROGRAMS, 2)
+    lift = (np.eye(PROGRAMS) + 0.1 * rng.normal(size=(PROGRAMS, PROGRAMS))).astype(np.float32)
+    program = base + residual.astype(np.float32)
+    return Fold(
+        regulator=regulator,
+        dose=dose,
+        state=state,
+        strategy=np.zeros(len(rows), np.int64),
+        group=rows,
+        train=train,
+        validation=validation,
+        test=test,
+        cross_fit=np.where(np.isin(rows, train), rows % 3, -1),
+        regulator_class=np.full(SEEN + unseen, -1),
+        delta_program=program,
+        program_noise=np.full(program.shape, noise**2, np.float32),
+        base_program=base,
+        lift=lift,
+        trait_weights=weights,
+        delta_trait=program @ weights,
+        delta_expression=program @ loadings.T,
+        base_expression=base @ loadings.T,
+        lift_expression=normal(PROGRAMS, GENES),
+        loadings=loadings,
+        names={
+            "regulator": [f"r{i}" for i in range(SEEN + unseen)],
+            "state": ["a", "b"],
+            "strategy": ["one"],
+            "program": [f"p{i}" for i in range(PROGRAMS)],
+            "trait": ["t", "u"],
+            "gene": [f"g{i}" for i in range(GENES)],
+        },
+        meta={"kind": "seen", "seed": seed},
+    )
+
+
+@pytest.fixture(scope="session")
+def planted() -> Callable[..., Fold]:
+    """Makes a fold with a planted residual: see `plant`."""
+    return plant
