@@ -209,6 +209,9 @@ class ExperimentConfig:
     """Seeds the split, the folds and every generator, so that configurations are paired."""
 
 
+LOCATIONS = ("data.data", "data.data_dir", "data.graph", "data.loadings", "data.classes")
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Fields of a nested dataclass by their dotted names, tuples as JSON-like lists."""
     out: dict[str, Any] = {}
@@ -228,7 +231,7 @@ def replace(config: Any, **changes: Any) -> Any:
     """
     for dotted, value in changes.items():
         head, _, rest = dotted.partition(".")
-        if head not in {item.name for item in dataclasses.fields(config)}:
+        if not dataclasses.is_dataclass(config) or head not in {item.name for item in dataclasses.fields(config)}:
             raise KeyError(f"{type(config).__name__} has no field {head!r}")
         value = replace(getattr(config, head), **{rest: value}) if rest else value
         config = dataclasses.replace(config, **{head: value})
@@ -240,6 +243,15 @@ def unflatten(cls: type, values: dict[str, Any]) -> Any:
     config = cls()
     hints = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return replace(config, **hints)
+
+
+def identity(config: ExperimentConfig) -> dict[str, Any]:
+    """The fields, by dotted name, that numbers depend on once the data's content is known by its hash.
+
+    Where the inputs lie is left out; of the traits their names stay, whose order is that of the columns.
+    """
+    fields = {name: value for name, value in flatten(config).items() if name not in LOCATIONS}
+    return fields | {"data.traits": [trait.partition("=")[0] for trait in config.data.traits]}
 
 
 def digest(value: Any) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mantra_ray.errors import InputError
+from mantra_ray.files import atomic
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,8 @@ class Fold:
         arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         text = {name: json.dumps(arrays.pop(name)) for name in ("names", "meta")}
         arrays = {name: value for name, value in arrays.items() if value is not None}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        with partial.open("wb") as handle:
+        with atomic(path) as partial, partial.open("wb") as handle:
             np.savez(handle, **arrays, **text)
-        os.replace(partial, path)
 
     @staticmethod
     def load(path: Path) -> Fold:
@@ -75,6 +72,9 @@ class Fold:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             fields = {f.name: arrays.get(f.name) for f in dataclasses.fields(Fold)}
+            lacking = [f.name for f in dataclasses.fields(Fold) if f.name not in arrays and "None" not in f.type]
+            if lacking:
+                raise KeyError(f"lacks {', '.join(lacking)}")
             fields["names"], fields["meta"] = (json.loads(str(arrays[name])) for name in ("names", "meta"))
         except Exception as error:
             raise InputError(path, "fold artifact", type(error).__name__, f"cannot be read: {error}") from error

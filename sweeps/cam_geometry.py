@@ -6,7 +6,7 @@ from mantra_ray.cli import run_recipe
 from mantra_ray.sweep.options import Options
 from mantra_ray.sweep.spec import GEOMETRIES, SweepSpec, grid
 
-GAMMAS = (-1.0, 0.0, 1.0)
+GAMMAS = (-2.0, 0.0, 1.0)
 ALPHAS = (0.0, 0.5, 1.0)
 LOADS = (0.25, 1.0, 4.0)  # training records a slot; small data never fill the full size
 

@@ -88,6 +88,12 @@ def test_other_files_are_refused_by_name(tmp_path):
         Fold.load(tmp_path / "pickled.npz")
 
 
+def test_a_file_without_its_arrays_is_refused_by_name(tmp_path):
+    np.savez(tmp_path / "fold.npz", names="{}", meta="{}", regulator=np.arange(3))
+    with pytest.raises(InputError, match="lacks dose, state"):
+        Fold.load(tmp_path / "fold.npz")
+
+
 def test_a_failed_save_leaves_the_file_that_was_there(fold, tmp_path, monkeypatch):
     path = tmp_path / "fold.npz"
     fold.save(path)

@@ -41,8 +41,8 @@ def baseline_predictions(fold: Fold, seed: int) -> dict[str, Prediction]:
     They learn from `fold.train` alone; settings are chosen by leaving out groups of training rows in the way
     of the split (`fold.meta["kind"]`). Arms on residuals add to the GNN's prediction and use its out-of-fold
     residuals. Predictions of training rows are fitted values. `ridge_pca` and its control `ridge_random`
-    need expression and are left out without it. `seed` is that of the random embedding. Memory grows as the square of
-    the number of training rows, and time with that times the number of genes and of regulators.
+    need expression and are left out without it. `seed` is that of the random embedding. With n training rows,
+    memory grows as N n, time as N n G and as n times the square of the ridge's columns (contexts and regulators).
     """
     kind, rows = fold.meta["kind"], np.arange(len(fold.regulator))
     train, query = Headers.of(fold, fold.train), Headers.of(fold, rows)

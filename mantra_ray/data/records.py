@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,19 +153,6 @@ def from_arrays(
         if largest >= NAMELESS_LIMIT and not fields.get(name + "_names"):
             raise InputError(source, keys.get(name, name), largest, f"so large an index needs {name}_names")
     return PerturbationData(**fields).validate(source, keys)
-
-
-@contextlib.contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it replaces `path` when the block ends well and vanishes otherwise."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _counted(stem: str, count: int) -> tuple[str, ...]:

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mantra_ray.data.records import MATRICES, NAMES, ROWS, VECTORS, PerturbationData, atomic, from_arrays
+from mantra_ray.data.records import MATRICES, NAMES, ROWS, VECTORS, PerturbationData, from_arrays
 from mantra_ray.errors import InputError
+from mantra_ray.files import atomic
 
 # Our field -> the NPZ key; both forms of ΔE are read, the observed one first.
 NPZ_KEYS = {

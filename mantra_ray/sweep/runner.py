@@ -18,6 +18,7 @@ from rich.console import Console
 
 from mantra_ray.data.catalog import load_screen
 from mantra_ray.data.splits import make_split
+from mantra_ray.files import atomic
 from mantra_ray.forward import Fold
 from mantra_ray.provenance import code_version, provenance
 from mantra_ray.sweep import worker
@@ -90,9 +91,9 @@ def _run(
         beside = min(slots(options, resources), len(pending))
         stages = time.perf_counter()
         experiments = [trial.config for trial in pending]
-        workers = max(1, int(resources["CPU"]))
-        gpu = options.gpus_per_trial > 0
-        paths = make_folds(screen, experiments, root / "artifacts", workers, gpu, display.stage)
+        gpus = options.gpus_per_trial
+        workers = max(1, int(min(resources["CPU"], resources.get("GPU", 0) / gpus if gpus else float("inf"))))
+        paths = make_folds(screen, experiments, root / "artifacts", workers, gpus, display.stage)
         bench = worker.Bench(
             folds={key: worker.SharedFold(ray.put(Fold.load(path)), path) for key, path in paths.items()},
             root=root,
@@ -101,7 +102,7 @@ def _run(
             provenance=provenance(),
             workers=options.workers_per_trial,
             cpus=options.cpus_per_trial,
-            gpus=options.gpus_per_trial,
+            gpus=gpus,
         )
         trials, moment = time.perf_counter(), time.time()
         display.begin(len(pending))
@@ -181,7 +182,5 @@ def describe(root: Path, trials: list[str], timing: Timing | None) -> None:
     cost = read_description(root)["timing"] if timing is None and path.exists() else None
     if timing is not None:
         cost = asdict(timing) | {"overhead": timing.overhead(True), "overhead_running": timing.overhead(False)}
-    root.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps({"trials": trials, "timing": cost}, indent=1))
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        partial.write_text(json.dumps({"trials": trials, "timing": cost}, indent=1))

@@ -10,10 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mantra_ray.config import ExperimentConfig, NexusConfig, SplitKind, digest, flatten, replace, unflatten
-
-# Where the data lies is no part of a trial's identity: the hash of its content stands for it.
-LOCATIONS = ("data.data_dir", "data.graph", "data.loadings", "data.classes")
+from mantra_ray.config import ExperimentConfig, NexusConfig, SplitKind, digest, flatten, identity, replace, unflatten
 
 GEOMETRIES = {"safe": (512, 32), "aggressive": (2048, 8), "extreme": (4096, 4)}  # buckets, slots
 
@@ -30,8 +27,7 @@ class TrialSpec:
     @property
     def id(self) -> str:
         """Content hash, 16 hex digits."""
-        config = {name: value for name, value in flatten(self.config).items() if name not in LOCATIONS}
-        return digest({"kind": self.kind, "config": config, "data": self.data_sha256, "code": self.code})
+        return digest({"kind": self.kind, "config": identity(self.config), "data": self.data_sha256, "code": self.code})
 
     def to_json(self) -> str:
         """The trial as text, for the road to another process."""

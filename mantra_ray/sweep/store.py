@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from mantra_ray.config import ExperimentConfig, flatten
+from mantra_ray.files import atomic
 from mantra_ray.sweep.spec import TrialSpec
 
 # Diagnostics that every file carries (null where a trial has none), so that all files read as one table.
@@ -109,11 +109,8 @@ class Store:
         return self.folder / table / f"{trial}.parquet"
 
     def _put(self, table: str, trial: str, rows: pa.Table) -> None:
-        path = self._file(table, trial)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        pq.write_table(rows, partial, compression="zstd")
-        os.replace(partial, path)
+        with atomic(self._file(table, trial)) as partial:
+            pq.write_table(rows, partial, compression="zstd")
 
 
 def _column(values: Any, field: pa.Field) -> pa.Array:

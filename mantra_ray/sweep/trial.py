@@ -52,13 +52,13 @@ def run_trial(spec: TrialSpec, fold: Fold, on_epoch: OnEpoch | None = None) -> T
 def memory_arms(fold: Fold, trained: Trained, seed: int) -> tuple[dict[str, Prediction], dict[str, float]]:
     """Predictions of all rows with the memory off (cleared), shuffled and on, and diagnostics of the test reads.
 
-    Shuffled: the same weights and keys, each record's residual exchanged for that of another training record.
+    Shuffled: the same weights and keys, each record's content exchanged for that of another training record.
     """
     model, records = trained.model, trained.records
     device = records.record.device
     train = records.take(torch.tensor(fold.train, device=device))
     order = torch.tensor(np.random.default_rng(seed).permutation(len(train)), device=device)
-    train.residual = train.residual[order]
+    train.residual, train.base = train.residual[order], train.base[order]
     shuffled, _ = warm(model.empty_memory(), model.stream(train), model.config, decode=model.decode)
     memories = {"memory_off": model.empty_memory(), "memory_shuffled": shuffled, "memory_on": trained.memory}
     everything, predictions = np.arange(len(records)), {}

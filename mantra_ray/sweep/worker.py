@@ -18,7 +18,7 @@ from typing import Any
 import ray
 import torch
 from ray import train, tune
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from mantra_ray.forward import Fold
 from mantra_ray.provenance import device_name
@@ -61,6 +61,8 @@ def execute(spec: TrialSpec, fold: SharedFold, bench: Bench, board: TrialBoard) 
         scaling_config=train.ScalingConfig(
             num_workers=bench.workers, use_gpu=bench.gpus > 0, resources_per_worker=resources
         ),
+        # NCCL refuses ranks that share a GPU
+        torch_config=TorchConfig(backend="nccl" if bench.gpus >= 1 else "gloo"),
         run_config=train.RunConfig(name=spec.id, storage_path=str(bench.scratch / "train")),
     )
     return trainer.fit().return_value
@@ -70,6 +72,8 @@ def _rank(config: dict[str, Any]) -> TrialOutcome:
     """One worker of a distributed trial: all run it together, and Ray Train hands over what rank 0 returns."""
     first, board = train.get_context().get_world_rank() == 0, config["board"]
     torch.set_num_threads(config["threads"])
+    if get_device().type == "cuda":
+        torch.cuda.set_device(get_device())
     spec, fold = TrialSpec.from_json(config["spec"]), Fold.load(config["fold"])
     try:
         return run_trial(spec, fold, board.epoch if first else None)

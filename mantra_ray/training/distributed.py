@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import threading
 import time
 import zipfile
@@ -17,6 +16,7 @@ import torch
 from mantra_ray.cascade.grn import fit_grn, grn_inputs, predict_grn
 from mantra_ray.config import GrnConfig, digest
 from mantra_ray.data.graph import Graph, coexpression_graph
+from mantra_ray.files import atomic
 
 Progress = Callable[[int, int, str], None]
 
@@ -82,11 +82,8 @@ def train_unit(records: Records, unit: Unit, device: torch.device | str = "cpu")
 
 def save_unit(unit: Unit, result: dict[str, np.ndarray]) -> None:
     """Write a unit's result atomically."""
-    unit.path.parent.mkdir(parents=True, exist_ok=True)
-    partial = unit.path.with_name(f".{unit.path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as handle:
+    with atomic(unit.path) as partial, partial.open("wb") as handle:
         np.savez(handle, **result)
-    os.replace(partial, unit.path)
 
 
 def load_unit(path: Path) -> dict[str, np.ndarray] | None:
@@ -128,13 +125,13 @@ def run_units(
     records: Records,
     units: Sequence[Unit],
     workers: int,
-    use_gpu: bool,
+    gpus: float,
     storage: Path,
     on_progress: Progress | None = None,
 ) -> None:
     """Train units on one TorchTrainer and leave their files; Ray must be initialised.
 
-    Each worker takes one CPU, and one GPU if `use_gpu`. `storage` is the folder of Ray's own files and must be
+    Each worker takes one CPU and `gpus` of a GPU. `storage` is the folder of Ray's own files and must be
     shared by all nodes, like the units' paths.
     """
     import ray
@@ -142,13 +139,13 @@ def run_units(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     workers = max(1, min(workers, len(units)))
-    resources = {"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1}
+    resources = {"CPU": 1} | ({"GPU": gpus} if gpus else {})
     name = f"grn_{digest([str(unit.path) for unit in units])}"
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"records": ray.put(records), "units": list(units), "workers": workers},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="gloo"),  # units are independent, and NCCL refuses ranks that share a GPU
         run_config=RunConfig(name=name, storage_path=str(storage.resolve())),
     )
     finished = threading.Event()

@@ -134,7 +134,7 @@ def _run_epoch(model: Nexus, memory: Memory, train: Records, lift: Tensor, optim
     """One pass over the training records in random order; returns the mean residual loss.
 
     With several workers each takes its share of every batch and gradients are summed, so that the step is the
-    same for any number of workers (to float tolerance).
+    same for any number of workers (to float tolerance; dropout draws its own masks on each).
     """
     config, total = model.config, 0.0
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

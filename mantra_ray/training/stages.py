@@ -14,7 +14,7 @@ from mantra_ray.cascade.energy import LaplacianSmoother
 from mantra_ray.cascade.programs import check_rank, fit_programs
 from mantra_ray.cascade.ridge import design, fit_ridge
 from mantra_ray.cascade.traits import trait_weights
-from mantra_ray.config import ExperimentConfig, digest, flatten
+from mantra_ray.config import ExperimentConfig, digest, identity
 from mantra_ray.data.graph import coexpression_graph
 from mantra_ray.data.screen import Screen
 from mantra_ray.data.splits import Split, cross_fit_folds, make_split
@@ -26,19 +26,12 @@ from mantra_ray.training.distributed import Progress, Records, Unit, load_unit, 
 CODE = ("cascade", "data", "forward", "training.stages", "training.distributed")
 
 
-# Where the inputs lie changes nothing: the hash of their content stands for them.
-LOCATIONS = ("data.data", "data.data_dir", "data.graph", "data.loadings", "data.classes")
 ATTEMPTS = 3  # at a unit whose file another run deletes before it is read
 
 
 def _key(experiment: ExperimentConfig, data_sha256: str, sections: Sequence[str]) -> str:
-    fields = {
-        name: value
-        for name, value in flatten(experiment).items()
-        if name not in LOCATIONS and (name == "seed" or name.split(".")[0] in sections)
-    }
-    if "data" in sections:  # NAME=FILE; the order of the names is that of the fold's columns
-        fields["data.traits"] = [trait.partition("=")[0] for trait in experiment.data.traits]
+    sections = (*sections, "seed")
+    fields = {name: value for name, value in identity(experiment).items() if name.split(".")[0] in sections}
     return digest({"fields": fields, "data": data_sha256, "code": code_version(*CODE)})
 
 
@@ -86,7 +79,7 @@ def make_folds(
     experiments: Sequence[ExperimentConfig],
     artifacts: Path,
     workers: int,
-    use_gpu: bool,
+    gpus: float,
     on_progress: Progress | None = None,
 ) -> dict[str, Path]:
     """Make the folds that are missing and return all of them, stage key to file.
@@ -106,7 +99,7 @@ def make_folds(
             stages[key] = _Stage(screen, experiment, artifacts)
     waiting, made = list(stages.values()), []
     for _ in range(ATTEMPTS):
-        _train_missing(screen, waiting, artifacts, workers, use_gpu, on_progress)
+        _train_missing(screen, waiting, artifacts, workers, gpus, on_progress)
         for stage in waiting:
             if on_progress is not None:
                 on_progress(len(made), len(stages), "programs, traits and manifold")
@@ -126,7 +119,7 @@ def make_folds(
 
 
 def _train_missing(
-    screen: Screen, stages: Sequence[_Stage], artifacts: Path, workers: int, use_gpu: bool, on_progress: Progress | None
+    screen: Screen, stages: Sequence[_Stage], artifacts: Path, workers: int, gpus: float, on_progress: Progress | None
 ) -> None:
     """Train the units whose files are missing or damaged."""
     units = {unit.path: unit for stage in stages for unit in stage.units}
@@ -138,7 +131,7 @@ def _train_missing(
     artifacts.mkdir(parents=True, exist_ok=True)
     storage = Path(tempfile.mkdtemp(prefix="ray_", dir=artifacts))
     try:
-        run_units(records_of(screen), missing, workers, use_gpu, storage, on_progress)
+        run_units(records_of(screen), missing, workers, gpus, storage, on_progress)
     finally:
         shutil.rmtree(storage, ignore_errors=True)
 

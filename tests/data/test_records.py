@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mantra_ray.data.records import PerturbationData, atomic, from_arrays
+from mantra_ray.data.records import PerturbationData, from_arrays
 from mantra_ray.errors import InputError
+from mantra_ray.files import atomic
 
 
 def arrays(n: int = 4, genes: int = 3) -> dict:

@@ -43,7 +43,7 @@ def make_folds(planted):
     """Stands in for training: one and the same fold for every experiment."""
     fold = planted()
 
-    def make(screen, experiments, artifacts, workers, use_gpu, on_progress):
+    def make(screen, experiments, artifacts, workers, gpus, on_progress):
         paths = {}
         for experiment in experiments:
             key = stage_key(experiment, screen.sha256)

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from mantra_ray import files
 from mantra_ray.config import ExperimentConfig, flatten, replace
-from mantra_ray.sweep import store as store_module
 from mantra_ray.sweep.spec import TrialSpec
 from mantra_ray.sweep.store import Store
 
@@ -57,7 +57,7 @@ def test_trial_counts_only_when_all_tables_are_there(tmp_path, monkeypatch, fail
             raise OSError("disk full")
         os.rename(source, target)
 
-    monkeypatch.setattr(store_module.os, "replace", replace_until)
+    monkeypatch.setattr(files.os, "replace", replace_until)
     store = Store(tmp_path)
     with pytest.raises(OSError, match="disk full"):
         store.write(trial(), {"status": "done"}, [SCORE])

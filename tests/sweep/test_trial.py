@@ -98,7 +98,6 @@ def test_shuffled_memory_keeps_weights_and_keys_and_exchanges_residuals(screened
         assert all(np.abs(one - two).max() > 1e-3 for two in programs[:i])
 
 
-@pytest.mark.xfail(strict=True, reason="shuffling leaves the recalled base predictions with their own records")
 def test_shuffled_memory_gains_nothing_where_the_base_is_noise_around_the_truth(planted):
     """What siblings' base predictions tell of the truth is no gain of the residuals that were shuffled away."""
     fold, rng = planted(unseen=0), np.random.default_rng(0)

@@ -19,7 +19,7 @@ def in_process(monkeypatch):
     """Units train in this process, without Ray; the list of those that did is returned."""
     trained = []
 
-    def run(records, units, workers, use_gpu, storage, on_progress):
+    def run(records, units, workers, gpus, storage, on_progress):
         for unit in units:
             trained.append(unit)
             save_unit(unit, train_unit(records, unit))
@@ -29,7 +29,7 @@ def in_process(monkeypatch):
 
 
 def make(screen, experiment, folder) -> Fold:
-    paths = make_folds(screen, [experiment], folder, workers=1, use_gpu=False)
+    paths = make_folds(screen, [experiment], folder, workers=1, gpus=0)
     return Fold.load(paths[stage_key(experiment, screen.sha256)])
 
 
