@@ -63,9 +63,9 @@ def memory_arms(fold: Fold, trained: Trained, seed: int) -> tuple[dict[str, Pred
     memories = {"memory_off": model.empty_memory(), "memory_shuffled": shuffled, "memory_on": trained.memory}
     everything, predictions = np.arange(len(records)), {}
     for arm, memory in memories.items():
-        correction = predict_residual(model, memory, records) * trained.scale
+        correction = predict_residual(model, memory.trim(), records) * trained.scale
         predictions[arm] = predict(fold, everything, correction.cpu().numpy())
-    _, gate, found, _ = model(trained.memory, records.take(torch.tensor(fold.test, device=device)))
+    _, gate, found, _ = model(trained.memory.trim(), records.take(torch.tensor(fold.test, device=device)))
     diagnostics = trained.diagnostics | {
         "hard_hit_rate": float(found.hard.float().mean()),
         "gate_mean": float(gate.mean()),
