@@ -20,7 +20,7 @@ lint: setup
 
 setup: $(STAMP)
 
-# Torch comes first, so that another build of it can be chosen: make setup TORCH="torch==2.13.0 --index-url ..."
+# Torch comes first and apart, so that another build of it can be chosen: make setup TORCH=FILE.whl
 $(STAMP): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
 	$(PYTHON) -m venv .venv
