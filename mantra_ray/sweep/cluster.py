@@ -43,7 +43,8 @@ def connected(address: str) -> Iterator[dict[str, float]]:
         try:
             ray.init(**where, logging_level="ERROR", log_to_driver=False)
         except (ConnectionError, ValueError, TimeoutError) as error:
-            raise InputError("options", "--address", address, f"no Ray cluster answers: {error}") from error
+            hint = "" if "RAY_AUTH_MODE" in os.environ else " (if it asks for a token, set RAY_AUTH_MODE=token)"
+            raise InputError("options", "--address", address, f"no Ray cluster answers{hint}: {error}") from error
     try:
         yield {kind: ray.cluster_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}
     finally:
