@@ -113,6 +113,13 @@ def screen(tmp_path):
         ("--seeds 0", ["--seeds", "at least 1", "0"]),
         ("--num-trials 3", ["--num-trials", "--search sample", "3"]),
         ("--out {0}/file", ["--out", "{0}/file", "no folder"]),
+        ("--nexus.tau 0", ["--nexus.tau", "at least 1e-06", "0.0"]),
+        ("--nexus.tau nan", ["--nexus.tau", "nan"]),
+        ("--nexus.regret-gamma nan", ["--nexus.regret-gamma", "nan"]),
+        ("--nexus.query-alpha 1.5", ["--nexus.query-alpha", "from 0 to 1", "1.5"]),
+        ("--nexus.d-model 33", ["--nexus.d-model", "multiple of the heads", "33"]),
+        ("--grn.folds 1", ["--grn.folds", "at least 2", "1"]),
+        ("--evaluation.bootstrap 0", ["--evaluation.bootstrap", "at least 1", "0"]),
         ("--test-fraction 1.5", ["test_fraction", "between 0 and 1", "1.5"]),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from mantra_ray.config import (
     SimulationConfig,
     SplitConfig,
     SplitKind,
+    flatten,
 )
 from mantra_ray.errors import InputError
 from mantra_ray.sweep.spec import SweepSpec
@@ -108,6 +110,7 @@ class Options:
             raise InputError("options", flag("gpus_per_trial"), self.gpus_per_trial, "must not be negative")
         if "num_trials" in self.given and self.search != "sample":
             raise InputError("options", flag("num_trials"), self.num_trials, "needs --search sample")
+        check_ranges(self.base())
         if self.name != Path(self.name).name or self.name == "..":
             raise InputError("options", "--name", self.name, "must be a plain name; --out sets the folder")
         check_writable(Path(self.out))
@@ -149,6 +152,23 @@ SMOKE = Options(
 )
 
 
+SMALLEST = 1e-6  # of what must be above 0
+RANGES = {
+    "nexus.load nexus.priming nexus.epochs nexus.layers nexus.weight_decay nexus.language_weight": (0, math.inf),
+    "nexus.buckets nexus.slots nexus.batch nexus.heads nexus.d_model": (1, math.inf),
+    "nexus.top_programs nexus.magnitude_bins nexus.dose_bins": (1, math.inf),
+    "nexus.tau nexus.learning_rate grn.learning_rate": (SMALLEST, math.inf),
+    "nexus.query_alpha nexus.hide_state nexus.hide_regulator nexus.language_share": (0, 1),
+    "nexus.ema nexus.dropout": (0, 1 - SMALLEST),
+    "grn.hidden grn.layers grn.epochs grn.batch programs.k programs.restarts": (1, math.inf),
+    "grn.folds": (2, math.inf),
+    "grn.weight_decay manifold.smoothing evaluation.rare_records": (0, math.inf),
+    "evaluation.bootstrap": (1, math.inf),
+    "evaluation.confidence": (SMALLEST, 1 - SMALLEST),
+    "evaluation.outlier_quantile": (0, 1),
+}
+
+
 def flag(name: str) -> str:
     """The option that sets a dotted field."""
     return "--" + name.replace("_", "-")
@@ -162,6 +182,20 @@ def parse(args: Sequence[str], description: str, program: str | None = None) -> 
     options = dataclasses.replace(options, given=given)
     options.check()
     return options
+
+
+def check_ranges(config: ExperimentConfig) -> None:
+    """InputError for the first setting of memory, network, programs or judging that lies outside its range."""
+    values = flatten(config)
+    for names, (low, high) in RANGES.items():
+        for name in names.split():
+            if not low <= values[name] <= high:
+                wanted = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+                raise InputError("options", flag(name), values[name], f"must be {wanted}")
+    if math.isnan(config.nexus.regret_gamma):
+        raise InputError("options", flag("nexus.regret_gamma"), config.nexus.regret_gamma, "must be a number")
+    if config.nexus.d_model % config.nexus.heads:
+        raise InputError("options", flag("nexus.d_model"), config.nexus.d_model, "must be a multiple of the heads")
 
 
 def check_writable(folder: Path) -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from mantra_ray.config import ExperimentConfig, flatten
 from mantra_ray.errors import InputError
-from mantra_ray.sweep.options import SMOKE, parse
+from mantra_ray.sweep.options import RANGES, SMOKE, parse
 
 SET_BY_SWEEP = {"seed", "split.kind"}
 
@@ -77,3 +77,14 @@ def test_out_is_checked_and_not_made(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(InputError, match=r"--out: cannot be written to .found .*runs"):
         parse(["--out", str(folder)], "")
+
+
+def test_every_number_of_the_model_has_a_range():
+    numbers = {
+        name
+        for name, value in flatten(ExperimentConfig()).items()
+        if name.split(".")[0] in ("nexus", "grn", "programs", "manifold", "evaluation")
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+    }
+    assert numbers == {name for names in RANGES for name in names.split()} | {"nexus.regret_gamma"}
