@@ -154,6 +154,7 @@ SMOKE = Options(
 
 SMALLEST = 1e-6  # of what must be above 0
 RANGES = {
+    "nexus.surprisal_weight nexus.rarity_weight nexus.novelty_weight": (0, math.inf),
     "nexus.load nexus.priming nexus.epochs nexus.layers nexus.weight_decay nexus.language_weight": (0, math.inf),
     "nexus.buckets nexus.slots nexus.batch nexus.heads nexus.d_model": (1, math.inf),
     "nexus.top_programs nexus.magnitude_bins nexus.dose_bins": (1, math.inf),
