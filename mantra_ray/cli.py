@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -17,9 +18,20 @@ from mantra_ray.sweep.report import print_summary
 from mantra_ray.sweep.runner import run_sweep
 from mantra_ray.sweep.spec import SweepSpec
 
-USAGE = """usage: mantra sweep RECIPE.py [options]   run a sweep (options: mantra sweep RECIPE.py --help)
-       mantra results runs/SWEEP          print a sweep's tables again
-       mantra --version"""
+USAGE = """usage: mantra COMMAND [options]   (mantra COMMAND --help tells more)
+
+  sweep RECIPE.py     run a sweep
+  results runs/SWEEP  print a sweep's tables again
+  train               train one memory, and leave its checkpoint and diagnostics
+  explain FOLDER      which records a trained memory recalls, and what each adds
+  data                list, fetch, describe and import data sets
+  programs            fit gene programs, or choose how many
+  tokens build        records as tokens, with vocabulary and index
+  bench               measure: cells, grn, recall, warming
+  --version"""
+# Commands by name, each a module with main(args); imported when called, since some are slow to import.
+COMMANDS = {name: f"mantra_ray.commands.{name}" for name in ("train", "explain", "data", "programs", "tokens")}
+BENCHES = {name: f"mantra_ray.bench.{name}" for name in ("cells", "grn", "recall", "warming")}
 WIDTH = 120  # of tables that go to a file or a pipe
 
 Recipe = Callable[[Options], SweepSpec]
@@ -33,6 +45,10 @@ def main(args: Sequence[str] | None = None) -> int:
             return guarded(lambda: run_recipe(load_recipe(Path(path)), options))
         case ["results", folder] if not folder.startswith("-"):
             return guarded(lambda: print_summary(Path(folder), console()) or 0)
+        case ["bench", name, *options] if name in BENCHES:
+            return guarded(lambda: importlib.import_module(BENCHES[name]).main(options))
+        case [name, *options] if name in COMMANDS:
+            return guarded(lambda: importlib.import_module(COMMANDS[name]).main(options))
         case ["--version"]:
             print(f"mantra {__version__}")
         case ["-h" | "--help"]:

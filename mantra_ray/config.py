@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 SplitKind = Literal["seen", "strategy", "context", "unseen"]
 
@@ -27,6 +24,8 @@ class SimulationConfig:
     """Planted gene programs."""
     idiosyncratic_share: float = 0.3
     """Share of regulators with effects that the prior graph does not contain (0 to 1)."""
+    class_share: float = 0.0
+    """Share of those whose extra effects are the same for their whole class, so that a class tells of its members."""
     missing_edges: float = 0.2
     """Share of true edges that the prior graph lacks."""
     added_edges: float = 0.2
@@ -35,6 +34,18 @@ class SimulationConfig:
     """Mean number of cells measured for a record; sets the sampling noise."""
     seed: int = 0
     """Seed of the simulated biology, apart from the experiment's seed."""
+
+
+@dataclass(frozen=True)
+class TraitsConfig:
+    """How gene effects on traits are read and turned into program-to-trait weights."""
+
+    heidi: float = 0.01
+    """Genes whose p_HEIDI lies below this are left out: linkage, not one shared variant (0 keeps all)."""
+    p_smr: float = 1.0
+    """Genes whose p_SMR lies above this are left out (1 keeps all)."""
+    ridge: bool = False
+    """Shrink the weights by a ridge penalty chosen by leaving out genes."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +61,16 @@ class DataConfig:
     loadings: str = ""
     """Gene-to-program loadings W (.npy [G, K], or .csv/.parquet with gene names); fitted if absent."""
     traits: tuple[str, ...] = ()
-    """Gene effects on traits, each NAME=FILE with columns symbol or ensg, b and se."""
+    """Gene effects on traits, each NAME=FILE with columns symbol or ensg, b and se (or SMR's); b is the effect of
+    higher expression, or with NAME=FILE:loss that of losing the gene."""
     classes: str = ""
     """Functional classes of regulators (.csv; regulator, class)."""
     genes: int = 2000
     """Most variable genes of the training fold that are kept (0 keeps all)."""
     clip: float = 5.0
     """Expression changes are clipped to plus or minus this many log2 units."""
+    trait: TraitsConfig = field(default_factory=TraitsConfig)
+    """Settings of the trait tables."""
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
     """Settings of the simulator; used when data is sim."""
 
@@ -84,12 +98,25 @@ class ProgramsConfig:
     """Number of programs."""
     restarts: int = 5
     """NMF restarts that vote on the consensus."""
+    density: float = 0.5
+    """Spectra are dropped whose mean distance to their nearest ones exceeds this (2 keeps all)."""
+    iterations: int = 100
+    """Most iterations of a restart."""
+    tolerance: float = 1e-3
+    """A restart ends when its relative progress falls below this."""
 
 
 @dataclass(frozen=True)
 class GrnConfig:
     """The graph neural network and its cross-fitting."""
 
+    prior: Literal["given", "coexpression", "both", "none"] = "given"
+    """Graph of genes: the given one (by co-expression where there is none), one by co-expression of unperturbed cells
+    (of the training fold's changes where there are none), both together, or no edges."""
+    top_k: int = 10
+    """Edges into a gene by co-expression, from those that it correlates most with."""
+    threshold: float = 0.0
+    """Least absolute correlation of such an edge."""
     hidden: int = 16
     """Width of a node's hidden state."""
     layers: int = 2
@@ -106,6 +133,8 @@ class GrnConfig:
     """Cross-fitting folds; a record's residual comes from models that did not train on it."""
     calibrate: bool = True
     """Scale predictions by the slope of observed on out-of-fold predicted changes (in [0, 1])."""
+    memory: float = 4.0
+    """GiB of node states that a step keeps; a larger batch goes through in parts, computed again for the gradient."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +145,49 @@ class ManifoldConfig:
     """Apply the graph-Laplacian smoother (I + lambda L)^-1."""
     smoothing: float = 0.1
     """Lambda of the smoother."""
+    energy: bool = False
+    """Descend the energy of unperturbed cells, after smoothing."""
+    steps: int = 5
+    """Steps of the descent."""
+    reach: float = 0.5
+    """Most that the descent may move a prediction, as a share of its size."""
+    penalty: float = 0.0
+    """Weight of the predicted states' relative energy in the network's training loss."""
+    controls: str = "auto"
+    """Unperturbed cells, log2 scale: .npy [cells, genes] in the data's gene order, or .parquet with a column a gene
+    and, if known, `state`; auto: those of the simulator, or none."""
+    cells: int = 2000
+    """Unperturbed cells that the simulator makes."""
+    space: Literal["pca", "genes"] = "pca"
+    """The energy's network sees principal components of the cells, or their most variable genes alone."""
+    components: int = 30
+    """How many of them."""
+    noise: float = 0.5
+    """Noise level at which the energy is read, in standard deviations of a gene."""
+    hidden: int = 128
+    """Width of the energy's network."""
+    updates: int = 1000
+    """Training steps of the energy."""
 
 
 @dataclass(frozen=True)
 class NexusConfig:
     """The memory, its reader and its writer."""
 
+    mode: Literal["residual", "language"] = "residual"
+    """How the reader is trained: by regression on the residual (Mode B), or as a language model of the record stream
+    whose decoding head learns the correction afterwards (Mode A)."""
+    correct: Literal["programs", "genes"] = "programs"
+    """What a record's value holds and the correction is added to: changes of programs or of genes."""
+    correction: Literal["additive", "recursive"] = "additive"
+    """The correction is added to the GNN's prediction, or fed into every layer of the GNN."""
+    routing: Literal["regulator", "class", "levels", "hash"] = "regulator"
+    """What sets a record's bucket: its regulator, its functional class, both (a memory of each, with learned fusion),
+    or several hashes of the regulator."""
+    hash_heads: int = 2
+    """Memories behind `routing hash`, each with another prime number of buckets."""
+    pathway_gamma: float = -4.0
+    """Gate of the pathway-level memory of `routing levels`; permissive, since a class has many regulators."""
     buckets: int = 512
     """B, buckets of the Centroid-Addressable Manifold."""
     slots: int = 32
@@ -136,8 +202,8 @@ class NexusConfig:
     """Read temperature."""
     priming: int = 2
     """First records of a token that are admitted while its statistics form."""
-    eviction: Literal["pss", "fifo"] = "pss"
-    """Which slot of a full bucket gives way: lowest priority, or oldest."""
+    eviction: Literal["pss", "fifo", "random"] = "pss"
+    """Which slot of a full bucket gives way: lowest priority, oldest, or any."""
     surprisal_weight: float = 1.0
     """Priority share of the language head's surprisal."""
     rarity_weight: float = 1.0
@@ -154,23 +220,31 @@ class NexusConfig:
     """Share of training records for which all slots of their own regulator are hidden, and its token too."""
     top_programs: int = 8
     """P, programs written into a record's tokens."""
+    top_genes: int = 0
+    """Genes written into a record's tokens after the programs."""
     magnitude_bins: int = 9
     """Bins of |change of program|."""
     dose_bins: int = 4
     """Bins of dose."""
-    d_model: int = 32
-    """Width of the transformer, of keys and of values."""
-    layers: int = 1
+    d_model: int = 256
+    """Width of the transformer and of keys."""
+    layers: int = 4
     """Transformer layers."""
     heads: int = 4
     """Attention heads."""
+    window: int = 1024
+    """Tokens of the stream that a token attends to, itself among them."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the transformer's products; auto is bfloat16 on GPUs that have it, float32 elsewhere."""
     dropout: float = 0.0
     """Dropout of the transformer."""
     epochs: int = 10
-    """Passes over the training fold (Mode B)."""
+    """Passes over the training fold: of the whole model in Mode B, of the decoding head in Mode A."""
+    language_epochs: int = 10
+    """Passes of Mode A's language model over the record stream."""
     batch: int = 128
     """Records a step."""
-    learning_rate: float = 2e-2
+    learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: float = 1e-2
     """Decoupled weight decay."""
@@ -178,6 +252,10 @@ class NexusConfig:
     """Weight of the auxiliary next-token loss."""
     language_share: float = 0.125
     """Share of a batch's records that the next-token loss reads; its cost is that of whole records."""
+
+
+# What small data need, and what a laptop trains in a second: the default of the sweeps.
+LAPTOP = {"d_model": 32, "layers": 1, "learning_rate": 2e-2}
 
 
 @dataclass(frozen=True)
@@ -207,56 +285,3 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
     """Seeds the split, the folds and every generator, so that configurations are paired."""
-
-
-LOCATIONS = ("data.data", "data.data_dir", "data.graph", "data.loadings", "data.classes")
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Fields of a nested dataclass by their dotted names, tuples as JSON-like lists."""
-    out: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        value, name = getattr(config, item.name), prefix + item.name
-        if dataclasses.is_dataclass(value):
-            out.update(flatten(value, name + "."))
-        else:
-            out[name] = list(value) if isinstance(value, tuple) else value
-    return out
-
-
-def replace(config: Any, **changes: Any) -> Any:
-    """A copy of a nested dataclass with dotted fields replaced: `replace(c, **{"nexus.tau": 0.2})`.
-
-    Raises KeyError if a name is not a field.
-    """
-    for dotted, value in changes.items():
-        head, _, rest = dotted.partition(".")
-        if not dataclasses.is_dataclass(config) or head not in {item.name for item in dataclasses.fields(config)}:
-            raise KeyError(f"{type(config).__name__} has no field {head!r}")
-        value = replace(getattr(config, head), **{rest: value}) if rest else value
-        config = dataclasses.replace(config, **{head: value})
-    return config
-
-
-def unflatten(cls: type, values: dict[str, Any]) -> Any:
-    """The dataclass of `flatten`'s output; fields left out keep their defaults, unknown ones raise KeyError."""
-    config = cls()
-    hints = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return replace(config, **hints)
-
-
-def identity(config: ExperimentConfig) -> dict[str, Any]:
-    """The fields, by dotted name, that numbers depend on once the data's content is known by its hash.
-
-    Where the inputs lie is left out; of the traits their names stay, whose order is that of the columns.
-    """
-    fields = {name: value for name, value in flatten(config).items() if name not in LOCATIONS}
-    return fields | {"data.traits": [trait.partition("=")[0] for trait in config.data.traits]}
-
-
-def digest(value: Any) -> str:
-    """Content hash (16 hex digits of SHA-256) of a dataclass or of JSON-like data."""
-    if dataclasses.is_dataclass(value):
-        value = flatten(value)
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

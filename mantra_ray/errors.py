@@ -7,3 +7,6 @@ class InputError(ValueError):
     def __init__(self, file: object, field: str, value: object, problem: str):
         self.file, self.field, self.value, self.problem = str(file), field, value, problem
         super().__init__(f"{file}: {field}: {problem} (found {value!r})")
+
+    def __reduce__(self):  # so that it comes whole out of another process
+        return InputError, (self.file, self.field, self.value, self.problem)

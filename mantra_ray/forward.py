@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mantra_ray.cascade.energy import Energy
+from mantra_ray.cascade.manifold import Descent
 from mantra_ray.errors import InputError
 from mantra_ray.files import atomic
 
@@ -47,6 +49,12 @@ class Fold:
     loadings: np.ndarray | None  # [G, K] float32
     names: dict[str, list[str]]  # regulator, state, strategy, program, trait, gene
     meta: dict  # split kind, seed, data hash, what the base is, calibration slope, seconds by stage
+    free_program: np.ndarray | None = None  # [N, K] float32, base_program before the manifold; None: no manifold
+    gene_effect: np.ndarray | None = None  # [G, T] float32, effect of a gene on a trait, NaN where it has none
+    gene_effect_se: np.ndarray | None = None  # [G, T] float32, its standard error
+    significant: np.ndarray | None = None  # [N, G] bool, genes observed to change; None where no errors are known
+    smooth_expression: np.ndarray | None = None  # [N, G] float32, base_expression before the energy's descent
+    descent: dict[str, np.ndarray] | None = None  # the energy's arrays, steps and reach; None: no descent
 
     @property
     def programs(self) -> int:
@@ -60,10 +68,11 @@ class Fold:
     def save(self, path: Path) -> None:
         """Write an NPZ file atomically."""
         arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        descent = {f"descent.{name}": value for name, value in (arrays.pop("descent") or {}).items()}
         text = {name: json.dumps(arrays.pop(name)) for name in ("names", "meta")}
         arrays = {name: value for name, value in arrays.items() if value is not None}
         with atomic(path) as partial, partial.open("wb") as handle:
-            np.savez(handle, **arrays, **text)
+            np.savez(handle, **arrays, **descent, **text)
 
     @staticmethod
     def load(path: Path) -> Fold:
@@ -72,6 +81,8 @@ class Fold:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             fields = {f.name: arrays.get(f.name) for f in dataclasses.fields(Fold)}
+            parts = {name.removeprefix("descent."): arrays[name] for name in arrays if name.startswith("descent.")}
+            fields["descent"] = parts or None
             lacking = [f.name for f in dataclasses.fields(Fold) if f.name not in arrays and "None" not in f.type]
             if lacking:
                 raise KeyError(f"lacks {', '.join(lacking)}")
@@ -83,22 +94,48 @@ class Fold:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted changes of some rows: expression [n, G] or None, programs [n, K], traits [n, T]."""
+    """Predicted changes of some rows: expression [n, G] or None, programs [n, K] (None in an arm on traits alone),
+    traits [n, T]."""
 
     expression: np.ndarray | None
-    program: np.ndarray
+    program: np.ndarray | None
     trait: np.ndarray
 
 
-def predict(fold: Fold, rows: np.ndarray, correction: np.ndarray | None = None) -> Prediction:
+def predict(
+    fold: Fold, rows: np.ndarray, correction: np.ndarray | None = None, expression: np.ndarray | None = None
+) -> Prediction:
     """Apply the cascade to `rows`, with a correction [n, K] in program space before the manifold.
 
-    Without a correction the result is the base's prediction bit for bit.
+    Or with a change of expression [n, G] past its smoothing, from which programs and traits follow. Where the manifold
+    descends an energy, base and change descend it together: the memory is trained as if the descent moved both as far
+    as it moves the base, since its lift is then one matrix for all records, but it is judged on what the whole
+    projection makes of it. Without a change a record keeps the base's prediction bit for bit.
     """
     program = fold.base_program[rows]
-    expression = None if fold.base_expression is None else fold.base_expression[rows]
+    changes = None if fold.base_expression is None else fold.base_expression[rows]
     if correction is not None:
         program = program + correction @ fold.lift
-        if expression is not None:
-            expression = expression + correction @ fold.lift_expression
-    return Prediction(expression, program, program @ fold.trait_weights)
+        if changes is not None:
+            changes = changes + correction @ fold.lift_expression
+    if expression is not None:
+        program, changes = program + expression @ fold.loadings, changes + expression
+    if fold.descent is not None and not (correction is None and expression is None):
+        program, changes = _descend(fold, rows, correction, expression)
+    return Prediction(changes, program, program @ fold.trait_weights)
+
+
+def _descend(
+    fold: Fold, rows: np.ndarray, correction: np.ndarray | None, expression: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Programs and expression of base and change, projected together; records without a change keep the base."""
+    added = np.zeros((len(rows), len(fold.loadings)), np.float32) if expression is None else expression
+    if correction is not None:
+        added = added + correction @ fold.lift_expression
+    changed = added.any(1)
+    program, changes = fold.base_program[rows], fold.base_expression[rows]
+    some = rows[changed]
+    descend = Descent(Energy.from_arrays(fold.descent), int(fold.descent["steps"]), float(fold.descent["reach"]))
+    changes[changed] = descend(fold.smooth_expression[some] + added[changed], fold.state[some])
+    program[changed] = changes[changed] @ fold.loadings
+    return program, changes

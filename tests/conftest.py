@@ -10,11 +10,22 @@ from mantra_ray.forward import Fold
 SEEN, UNSEEN, DOSES, STATES, PROGRAMS, GENES = 20, 4, (0.3, 0.6, 0.95), 2, 6, 12
 
 
-def plant(seed: int = 0, effect: float = 1.0, noise: float = 0.2, unseen: int = UNSEEN) -> Fold:
+def plant(
+    seed: int = 0,
+    effect: float = 1.0,
+    noise: float = 0.2,
+    unseen: int = UNSEEN,
+    classes: int = 0,
+    shared: float = 0.7,
+    manifold: bool = True,
+) -> Fold:
     """Each regulator has a residual of its own, in proportion to dose, that the base does not know.
 
     20 regulators with training rows (one of their records tested, some validated), then `unseen` ones that are
-    all tested. `effect` is the residual's size, `noise` the standard deviation of what no one can predict.
+    all tested. `effect` is the residual's size, `noise` the standard deviation of what no one can predict. With
+    `classes` regulator r is of class r mod `classes`, whose members have the share `shared` of their residual's
+    variance in common. Without `manifold` a correction stays what it is. Changes of genes are the smallest with the
+    programs' changes.
     """
     rng = np.random.default_rng(seed)
     grid = np.array([(r, d, s) for r in range(SEEN + unseen) for d in DOSES for s in range(STATES)])
@@ -28,11 +39,16 @@ def plant(seed: int = 0, effect: float = 1.0, noise: float = 0.2, unseen: int = 
     def normal(*shape):
         return rng.normal(size=shape).astype(np.float32)
 
-    own = normal(SEEN + unseen, PROGRAMS)
+    own, regulator_class = normal(SEEN + unseen, PROGRAMS), np.full(SEEN + unseen, -1)
+    if classes:
+        regulator_class = np.arange(SEEN + unseen) % classes
+        common = np.random.default_rng((seed, 1)).normal(size=(classes, PROGRAMS)).astype(np.float32)
+        own = shared**0.5 * common[regulator_class] + (1 - shared) ** 0.5 * own
     own -= own[:SEEN].mean(0)  # no offset that all share
     residual = effect * dose[:, None] * own[regulator] + noise * normal(len(rows), PROGRAMS)
     base, loadings, weights = normal(len(rows), PROGRAMS), normal(GENES, PROGRAMS), normal(PROGRAMS, 2)
-    lift = (np.eye(PROGRAMS) + 0.1 * rng.normal(size=(PROGRAMS, PROGRAMS))).astype(np.float32)
+    lift = (np.eye(PROGRAMS) + 0.1 * manifold * rng.normal(size=(PROGRAMS, PROGRAMS))).astype(np.float32)
+    genes = np.linalg.pinv(loadings)
     program = base + residual.astype(np.float32)
     return Fold(
         regulator=regulator,
@@ -44,16 +60,16 @@ def plant(seed: int = 0, effect: float = 1.0, noise: float = 0.2, unseen: int = 
         validation=validation,
         test=test,
         cross_fit=np.where(np.isin(rows, train), rows % 3, -1),
-        regulator_class=np.full(SEEN + unseen, -1),
+        regulator_class=regulator_class,
         delta_program=program,
         program_noise=np.full(program.shape, noise**2, np.float32),
         base_program=base,
         lift=lift,
         trait_weights=weights,
         delta_trait=program @ weights,
-        delta_expression=program @ loadings.T,
-        base_expression=base @ loadings.T,
-        lift_expression=normal(PROGRAMS, GENES),
+        delta_expression=program @ genes,
+        base_expression=base @ genes,
+        lift_expression=lift @ genes,
         loadings=loadings,
         names={
             "regulator": [f"r{i}" for i in range(SEEN + unseen)],

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mantra_ray.baselines import arms as arms_module
 from mantra_ray.baselines import baseline_predictions
 from mantra_ray.baselines.embedding import gene_embedding, random_embedding
 from mantra_ray.forward import Fold
@@ -97,6 +98,22 @@ def test_a_fold_without_expression_or_traits():
     assert set(arms) == ARMS - {"ridge_pca", "ridge_random"}
     for arm in arms.values():
         assert arm.expression is None and arm.trait.shape == (len(fold.dose), 0)
+
+
+def test_trait_arms_join_where_gene_effects_are_known():
+    fold = make_fold(base=0.5)
+    effects = {"gene_effect": np.ones((30, 2), np.float32), "gene_effect_se": np.ones((30, 2), np.float32)}
+    arms = baseline_predictions(dataclasses.replace(fold, **effects, free_program=fold.base_program), 0)
+    assert set(arms) == ARMS | {"trait_genes", "trait_program_mean", "trait_linear"}
+    assert arms["trait_linear"].trait == pytest.approx(arms["gnn"].trait)
+
+
+def test_predictions_do_not_depend_on_how_many_columns_are_taken_at_once(monkeypatch):
+    fold = make_fold(base=0.5)
+    whole = dict(baseline_predictions(fold, 0))
+    monkeypatch.setattr(arms_module, "COLUMNS", 7)
+    for name, arm in baseline_predictions(fold, 0).items():
+        assert arm.expression == pytest.approx(whole[name].expression, abs=1e-5), name
 
 
 def test_means_by_hand():

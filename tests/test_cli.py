@@ -103,7 +103,7 @@ def screen(tmp_path):
         ("--data {0}/cut.npz", ["cut.npz: file", "cannot be read as NPZ"]),
         ("--data {0}/dose.npz", ["dose.npz: dose", "outside [0, 1]", "7.0"]),
         ("--data nosuch", ["--data", "nosuch", "sim, morphic"]),
-        ("--data morphic", ["morphic_ko.npz: data_dir", "--data-dir"]),
+        ("--data morphic", ["options: --data-dir", "morphic_ko.npz"]),
         ("--data morphic --data-dir {0}", ["morphic_ko.npz: file", "no such file"]),
         ("--data {0}/screen.npz --graph {0}/edges.csv", ["edges.csv: target", "source, weight"]),
         ("--data {0}/screen.npz --traits MCH={0}/mch.csv", ["mch.csv: se", "symbol, b"]),

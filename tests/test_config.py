@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mantra_ray.config import ExperimentConfig, NexusConfig, digest, flatten, replace, unflatten
+from mantra_ray.config import ExperimentConfig, NexusConfig
+from mantra_ray.fields import digest, flatten, replace, unflatten
 
 quick = settings(max_examples=60, deadline=None)
 NAMES = sorted(flatten(ExperimentConfig()))
@@ -92,7 +93,7 @@ def test_every_field_moves_the_digest():
 
 
 def test_a_digest_is_the_same_in_another_process():
-    code = "from mantra_ray.config import *; print(digest(ExperimentConfig()))"
+    code = "from mantra_ray.config import ExperimentConfig; from mantra_ray.fields import digest; print(digest(ExperimentConfig()))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == digest(ExperimentConfig())
 

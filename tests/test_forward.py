@@ -139,6 +139,43 @@ def test_a_correction_passes_through_the_lifts(planted, seed):
         np.testing.assert_allclose(prediction.trait[i], program @ fold.trait_weights, atol=1e-4)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_change_of_expression_is_added_after_the_manifold_and_programs_follow(planted, seed):
+    fold, rng = planted(), np.random.default_rng(seed)
+    rows = rng.integers(0, len(fold.regulator), 7)
+    change = rng.normal(size=(7, fold.loadings.shape[0])).astype(np.float32)
+    prediction = predict(fold, rows, expression=change)
+    for i, row in enumerate(rows):
+        program = fold.base_program[row] + sum(g * weights for g, weights in zip(change[i], fold.loadings, strict=True))
+        np.testing.assert_allclose(prediction.expression[i], fold.base_expression[row] + change[i], atol=1e-5)
+        np.testing.assert_allclose(prediction.program[i], program, atol=1e-4)
+        np.testing.assert_allclose(prediction.trait[i], program @ fold.trait_weights, atol=1e-3)
+    nothing, base = predict(fold, rows, expression=np.zeros_like(change)), predict(fold, rows)
+    for name in ("program", "expression", "trait"):
+        assert np.array_equal(getattr(nothing, name), getattr(base, name))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_both_ways_of_correcting_agree_where_there_is_no_manifold(planted, seed):
+    """A correction of programs is that of the smallest change of expression which has it."""
+    fold, rng = planted(seed=1, manifold=False), np.random.default_rng(seed)
+    rows = rng.integers(0, len(fold.regulator), 7)
+    correction = rng.normal(size=(7, fold.programs)).astype(np.float32)
+    by_programs = predict(fold, rows, correction)
+    by_genes = predict(fold, rows, expression=correction @ np.linalg.pinv(fold.loadings))
+    for name in ("program", "expression", "trait"):
+        np.testing.assert_allclose(getattr(by_genes, name), getattr(by_programs, name), atol=1e-3)
+
+
+def test_programs_of_the_planted_genes_are_the_planted_programs(fold):
+    for name in ("delta", "base"):
+        genes, programs = getattr(fold, f"{name}_expression"), getattr(fold, f"{name}_program")
+        np.testing.assert_allclose(genes @ fold.loadings, programs, atol=1e-4)
+    np.testing.assert_allclose(fold.lift_expression @ fold.loadings, fold.lift, atol=1e-4)
+
+
 def test_data_without_expression_are_predicted_in_programs_and_traits(fold, programs_only):
     correction = np.ones((3, fold.programs), np.float32)
     rows = np.arange(3)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import product
 
 import numpy as np
-import scipy.sparse as sparse
 
 from mantra_ray.baselines import smoothers
 from mantra_ray.baselines.embedding import gene_embedding, random_embedding
-from mantra_ray.baselines.headers import Headers, equal, held_out_groups, stand_ins
+from mantra_ray.baselines.headers import Headers, stand_ins
 from mantra_ray.baselines.memory import residual_memory
-from mantra_ray.baselines.ridge import Features, embedded, one_hot, ridge
+from mantra_ray.baselines.ridge import Features, ridge
+from mantra_ray.baselines.smoothers import Smoother
+from mantra_ray.baselines.traits import trait_arms
 from mantra_ray.forward import Fold, Prediction, predict
 
 # From most to least shrunk: a tie goes to the safer setting.
@@ -21,8 +23,24 @@ NEIGHBOURS = (32, 16, 8, 4, 2, 1)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Principal components of the regulator's gene.
 EMBEDDING = 10
-# Weights of which fewer than this share are not 0 are applied as a sparse matrix.
-SPARSE = 0.05
+# Columns that are predicted at once, in float64.
+COLUMNS = 256
+
+
+class Arms(Mapping[str, Prediction]):
+    """Predictions of all rows by arm name, each made when it is asked for: expression of all arms would fill memory."""
+
+    def __init__(self, makers: dict[str, Callable[[], Prediction]]):
+        self.makers = makers
+
+    def __getitem__(self, name: str) -> Prediction:
+        return self.makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.makers)
+
+    def __len__(self) -> int:
+        return len(self.makers)
 
 
 def best_setting(settings: Iterable[tuple], predicted: Callable[..., np.ndarray], target: np.ndarray) -> tuple:
@@ -35,30 +53,29 @@ def best_setting(settings: Iterable[tuple], predicted: Callable[..., np.ndarray]
     return chosen
 
 
-def baseline_predictions(fold: Fold, seed: int) -> dict[str, Prediction]:
+def baseline_predictions(fold: Fold, seed: int) -> Arms:
     """Predictions of every baseline for all N rows in row order, by arm name.
 
     They learn from `fold.train` alone; settings are chosen by leaving out groups of training rows in the way
     of the split (`fold.meta["kind"]`). Arms on residuals add to the GNN's prediction and use its out-of-fold
     residuals. Predictions of training rows are fitted values. `ridge_pca` and its control `ridge_random`
-    need expression and are left out without it. `seed` is that of the random embedding. With n training rows,
-    memory grows as N n, time as N n G and as n times the square of the ridge's columns (contexts and regulators).
+    need expression and are left out without it, and trait arms without gene effects. `seed` is that of the random
+    embedding. Time and memory grow as N (K + G) for one arm, and as N times the records of a regulator.
     """
     kind, rows = fold.meta["kind"], np.arange(len(fold.regulator))
-    train, query = Headers.of(fold, fold.train), Headers.of(fold, rows)
-    group, judged = held_out_groups(train, kind), stand_ins(train, kind)
-    left_out, everything = ~equal(group, group), np.ones((len(rows), len(fold.train)), bool)
-    program, residual = fold.delta_program[fold.train], fold.residual[fold.train]
+    train, query = Headers.of(fold, fold.train).grouped(kind), Headers.of(fold, rows)
+    judged = stand_ins(train, kind)
+    program, residual = fold.delta_program[fold.train].astype(float), fold.residual[fold.train].astype(float)
 
-    def fitted_ridge(*choices: Features) -> np.ndarray:
-        return ridge(query, train, program, group, judged, choices)
+    def fitted_ridge(*choices: Features) -> Smoother:
+        return ridge(query, train, program, judged, choices)
 
     # Left-out predictions are linear in the weights, so that a pair of settings costs no product of its own.
     by_regulator, by_context = {}, {}
     for count in PSEUDO_COUNTS:
-        by_regulator[count] = (smoothers.lookup(train, train, left_out, count) @ program)[judged]
-        weights, left = smoothers.context_mean(train, train, left_out, count)
-        by_context[count] = (weights @ program)[judged], left[judged]
+        by_regulator[count] = smoothers.lookup(train, train, count)(program)[judged]
+        context, left = smoothers.context_mean(train, train, count)
+        by_context[count] = context(program)[judged], left[judged]
 
     def looked_up(pseudo_count: float, context_count: float) -> np.ndarray:
         mean, left = by_context[context_count]
@@ -66,47 +83,49 @@ def baseline_predictions(fold: Fold, seed: int) -> dict[str, Prediction]:
 
     counts = best_setting(((count,) for count in PSEUDO_COUNTS), by_regulator.get, program[judged])
     pairs = best_setting(product(PSEUDO_COUNTS, PSEUDO_COUNTS), looked_up, program[judged])
-
-    distance = smoothers.header_distance(train, train)
-    nearest = {k: (smoothers.neighbours(distance, left_out, k) @ residual)[judged] for k in NEIGHBOURS}
+    nearest = {k: smoothers.neighbours(train, train, k)(residual)[judged] for k in NEIGHBOURS}
     k, share = best_setting(product(NEIGHBOURS, SHARES), lambda k, share: share * nearest[k], residual[judged])
+    near = smoothers.neighbours(query, train, k)
 
     on_effect = {
-        "zero": np.zeros(everything.shape, np.float32),
-        "mean": smoothers.shrunk_mean(everything),
-        "state_mean": smoothers.state_mean(query, train, everything),
-        "state_mean_shrunk": smoothers.state_mean_shrunk(query, train, everything),
-        "lookup": smoothers.lookup(query, train, everything, *counts),
-        "lookup_context": smoothers.lookup_context(query, train, everything, *pairs),
-        "ridge": fitted_ridge(one_hot(False, False)),
-        "ridge_interaction": fitted_ridge(one_hot(True, False), one_hot(True, True)),
-        "residual_memory": residual_memory(query, train, everything, program),
+        "zero": smoothers.zero(query, train),
+        "mean": smoothers.mean(query, train),
+        "state_mean": smoothers.state_mean(query, train),
+        "state_mean_shrunk": smoothers.state_mean_shrunk(query, train),
+        "lookup": smoothers.lookup(query, train, *counts),
+        "lookup_context": smoothers.lookup_context(query, train, *pairs),
+        "ridge": fitted_ridge(Features(regulator=True)),
+        "ridge_interaction": fitted_ridge(
+            Features(regulator=True, interaction=True), Features(regulator=True, interaction=True, dose=True)
+        ),
+        "residual_memory": residual_memory(query, train, program),
     }
     if fold.delta_expression is not None:
         embedding = gene_embedding(fold, EMBEDDING, seed)
-        on_effect["ridge_pca"] = fitted_ridge(embedded(embedding))
-        on_effect["ridge_random"] = fitted_ridge(embedded(random_embedding(embedding, seed)))
-    on_residual = {
-        "bias": smoothers.shrunk_mean(everything),
-        "residual_neighbours": share * smoothers.neighbours(smoothers.header_distance(query, train), everything, k),
-    }
-    arms = {"gnn": predict(fold, rows)}
-    arms |= {name: smooth(fold, weights, on_residual=False) for name, weights in on_effect.items()}
-    return arms | {name: smooth(fold, weights, on_residual=True) for name, weights in on_residual.items()}
+        on_effect["ridge_pca"] = fitted_ridge(Features(embedding=embedding))
+        on_effect["ridge_random"] = fitted_ridge(Features(embedding=random_embedding(embedding, seed)))
+    on_residual = {"bias": smoothers.mean(query, train), "residual_neighbours": lambda values: share * near(values)}
+    makers = {"gnn": lambda: predict(fold, rows)}
+    makers |= {name: partial(smooth, fold, found, on_residual=False) for name, found in on_effect.items()}
+    makers |= {name: partial(smooth, fold, found, on_residual=True) for name, found in on_residual.items()}
+    return Arms(makers | trait_arms(fold))
 
 
-def smooth(fold: Fold, weights: np.ndarray, on_residual: bool) -> Prediction:
+def smooth(fold: Fold, smoother: Smoother, on_residual: bool) -> Prediction:
     """Weighted sums of training effects, or the GNN's prediction plus weighted sums of its training residuals.
 
-    weights [N, train] are applied to programs and expression alike.
+    The same weights are applied to programs and expression.
     """
-    if np.count_nonzero(weights) < SPARSE * weights.size:
-        weights = sparse.csr_array(weights)
 
-    def apply(observed: np.ndarray, base: np.ndarray) -> np.ndarray:
-        if on_residual:
-            return base + weights @ (observed[fold.train] - base[fold.train])
-        return weights @ observed[fold.train]
+    def apply(observed: np.ndarray, base: np.ndarray | None) -> np.ndarray:
+        out = np.empty(observed.shape, np.float32)
+        for start in range(0, observed.shape[1], COLUMNS):
+            columns = slice(start, start + COLUMNS)
+            values = observed[fold.train, columns].astype(float)
+            if on_residual:
+                values -= base[fold.train, columns]
+            out[:, columns] = smoother(values)
+        return base + out if on_residual else out
 
     program = apply(fold.delta_program, fold.base_program)
     has_expression = fold.delta_expression is not None and fold.base_expression is not None

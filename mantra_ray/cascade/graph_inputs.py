@@ -1,16 +1,14 @@
-"""What the GRN-GNN knows of the graph: node features, the operators that pass messages, and neighbourhoods."""
+"""What the GRN-GNN knows of the graph: node features and neighbourhoods."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sparse
 import torch
 from sklearn.utils.extmath import randomized_svd
-from torch_geometric import EdgeIndex
 
 POSITIONS = 8  # leading singular vectors of the adjacency matrix, in each direction
 
@@ -71,33 +69,6 @@ def grn_inputs(
     )  # fmt: skip
 
 
-class SignedEdges:
-    """The graph's two operators: messages down the edges (to targets) and up (to regulators), weights fixed."""
-
-    def __init__(self, inputs: GrnInputs, nodes: int, device: torch.device):
-        incoming = np.bincount(inputs.target, np.abs(inputs.weight), minlength=nodes)
-        outgoing = np.bincount(inputs.source, np.abs(inputs.weight), minlength=nodes)
-        # A sum of messages with mixed signs grows like the root of their number.
-        self.down = inputs.weight / np.sqrt(np.maximum(incoming, 1))[inputs.target]
-        self.up = inputs.weight / np.sqrt(np.maximum(outgoing, 1))[inputs.source]
-        ends = torch.from_numpy(np.stack([inputs.target, inputs.source])).to(device)
-        self.operators = []
-        for index, weight in ((ends, self.down), (ends.flip(0), self.up)):
-            edges, order = EdgeIndex(index.contiguous(), sparse_size=(nodes, nodes)).sort_by("row")
-            self.operators.append((edges.fill_cache_(), torch.from_numpy(weight.astype(np.float32)).to(device)[order]))
-
-    def pass_along(self, message: torch.Tensor) -> torch.Tensor:
-        """Sum messages [V, ..., H] over edges; the first half of the channels flows down, the second up."""
-        with warnings.catch_warnings():
-            # PyG multiplies by a CSR tensor, which torch calls a beta feature whose invariants go unchecked.
-            warnings.filterwarnings("ignore", "Sparse (CSR tensor support|invariant checks)", UserWarning)
-            sums = [
-                edges.matmul(half.reshape(len(half), -1), input_value=weight).view(half.shape)
-                for half, (edges, weight) in zip(message.chunk(2, -1), self.operators, strict=True)
-            ]
-        return torch.cat(sums, -1)
-
-
 def ranges(first: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Ranges [n] of `count` numbers from `first`, one after another: the range of each number, and the number."""
     owner = torch.repeat_interleave(count)
@@ -105,13 +76,14 @@ def ranges(first: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torc
     return owner, offset[owner] + torch.arange(len(owner), device=owner.device)
 
 
-def neighbourhoods(inputs: GrnInputs, edges: SignedEdges, nodes: int) -> dict[str, np.ndarray]:
+def neighbourhoods(inputs: GrnInputs, down: np.ndarray, up: np.ndarray, nodes: int) -> dict[str, np.ndarray]:
     """Two ragged tables: the nodes that each regulator reaches in a round, each once; and the edges of each node.
 
     near: node, and its weights down, up and for itself. edge: the node it goes to, side (0 down, 1 up), weight.
+    `down` and `up` [E] are the operators' weights (`SignedEdges`).
     """
     ends = np.concatenate([inputs.source, inputs.target]), np.concatenate([inputs.target, inputs.source])
-    side, weight = np.repeat([0, 1], len(inputs.source)), np.concatenate([edges.down, edges.up])
+    side, weight = np.repeat([0, 1], len(inputs.source)), np.concatenate([down, up])
     order = np.argsort(ends[0], kind="stable")
     count = np.bincount(ends[0], minlength=nodes)
     table = {"edge_to": ends[1][order], "edge_side": side[order], "edge_weight": weight[order].astype(np.float32)}
@@ -125,3 +97,23 @@ def neighbourhoods(inputs: GrnInputs, edges: SignedEdges, nodes: int) -> dict[st
     count = np.bincount(reached.row, minlength=len(inputs.regulator_node))
     table |= {"near_count": count, "near_first": np.cumsum(count) - count}
     return table | {"near_node": reached.col.astype(np.int64)}
+
+
+def kinship(inputs: GrnInputs, trained: np.ndarray, regulator_class: np.ndarray | None) -> sparse.csr_array:
+    """Whose embeddings stand for an untrained regulator's, and by what share: weights [untrained, trained], rows of 1.
+
+    Its relatives in the graph: trained regulators, each by the number of nodes that both touch, themselves among
+    them. Without any, the trained regulators of its class; without any, all. `trained` is a mask [R].
+    """
+    nodes, ones = len(inputs.features), np.ones(len(inputs.source))
+    touched = sparse.csr_array((ones, (inputs.source, inputs.target)), (nodes, nodes))
+    touched = ((touched + touched.T + sparse.eye_array(nodes)) != 0).astype(np.float64).tocsr()
+    touched = touched[inputs.regulator_node]
+    weights = touched[~trained] @ touched[trained].T
+    alone = np.flatnonzero(weights.sum(axis=1) == 0)
+    classes = np.full(len(trained), -1) if regulator_class is None else regulator_class
+    mates = (classes[~trained][alone, None] == classes[trained]) & (classes[trained] >= 0)
+    mates[~mates.any(axis=1)] = True
+    row, column = np.nonzero(mates)
+    weights = weights + sparse.csr_array((np.ones(len(row)), (alone[row], column)), weights.shape)
+    return sparse.csr_array(sparse.diags_array(1 / weights.sum(axis=1)) @ weights)

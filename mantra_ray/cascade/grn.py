@@ -3,25 +3,33 @@
 Activations lie as [V, B, H] (nodes, records in the batch, width). Through the first two rounds a perturbation has
 reached few nodes, and all others depend on the record's condition (dose, state) alone; so these rounds cost the
 batch's distinct conditions and the edges around the perturbed regulators. Only then are the states spread out.
+A shift that enters from outside reaches every node, so with one the states are spread out after the first round's sums.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from mantra_ray.cascade.graph_inputs import GrnInputs, SignedEdges, grn_inputs, neighbourhoods, ranges
+from mantra_ray.cascade.graph_inputs import GrnInputs, grn_inputs, kinship, neighbourhoods, ranges
+from mantra_ray.cascade.rounds import ReadOut, Round, SignedEdges, block_of
 from mantra_ray.config import GrnConfig
 
-__all__ = ["Grn", "GrnInputs", "fit_grn", "grn_inputs", "predict_grn"]
+__all__ = ["Grn", "GrnInputs", "Shift", "fit_grn", "grn_inputs", "predict_grn"]
 
 STEPS = 16  # of an epoch, at least: a small screen is trained in smaller batches
 RANK = 16  # of the response that is common to many genes
 SLOPE = 0.1  # of the leaky rectifier below 0
+
+Penalty = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of changes [B, G], log2 units, in states [B]
+Shift = Callable[[int], torch.Tensor]  # a round's number to what enters its node states
 
 
 def dose_features(dose: torch.Tensor) -> torch.Tensor:
@@ -29,35 +37,14 @@ def dose_features(dose: torch.Tensor) -> torch.Tensor:
     return torch.stack([dose, torch.log2((1 - dose).clamp_min(1 / 32)) / 4], 1)
 
 
-class _ReadOut(torch.autograd.Function):
-    """Each gene's own readout [G, B] of states [V, B, H], and the perturbed nodes' states [B, H].
-
-    One gradient of the size of the states serves both; autograd alone would fill, write and add three.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor, node: torch.Tensor, batch: torch.Tensor):
-        ctx.save_for_backward(hidden, weight, node, batch)
-        own = torch.bmm(weight[:, None], hidden[: len(weight)].transpose(1, 2))[:, 0]
-        return own, hidden[node, batch]
-
-    @staticmethod
-    def backward(ctx, own: torch.Tensor, perturbed: torch.Tensor):
-        hidden, weight, node, batch = ctx.saved_tensors
-        own, genes = own.contiguous(), len(weight)
-        gradient = hidden.new_zeros(hidden.shape) if genes < len(hidden) else torch.empty_like(hidden)
-        torch.mul(own[:, :, None], weight[:, None], out=gradient[:genes])
-        gradient[node, batch] += perturbed
-        return gradient, torch.bmm(own[:, None], hidden[:genes])[:, 0], None, None
-
-
 class Grn(nn.Module):
     """Expression changes from (regulator, dose, state) by message passing on a signed graph.
 
     The perturbation `dose * (p + own_r)` enters at the regulator's node; every round is modulated by FiLM(dose,
-    state). `own_r` starts at 0 and gets a gradient from records of r alone, so an unseen regulator is described by
-    its place in the graph and nothing else. A gene's change is read out of its own state and, at low rank, out of
-    the perturbed node's state; the perturbed gene's own change starts at what the dose means, log2(1 - dose).
+    state). `own_r` starts at 0 and gets a gradient from records of r alone; a regulator without records is described
+    by its place in the graph, and after training takes the mean of its relatives' (`kinship`). A gene's change is
+    read out of its own state and, at low rank, out of the perturbed node's state; the perturbed gene's own change
+    starts at what the dose means, log2(1 - dose).
     Outputs are in units of `inputs.scale`.
     """
 
@@ -66,6 +53,7 @@ class Grn(nn.Module):
         hidden, nodes = 2 * math.ceil(config.hidden / 2), len(inputs.features)
         self.genes, self.states, self.hidden = inputs.genes, inputs.states, hidden
         self.unit = 1 / inputs.scale  # of log2 changes
+        self.kept = int(config.memory * 2**28)  # float32 numbers
         condition = 2 + inputs.states
         self.embed = nn.Linear(inputs.features.shape[1], hidden)
         self.perturbation = nn.Parameter(torch.randn(hidden) / math.sqrt(hidden))
@@ -84,44 +72,82 @@ class Grn(nn.Module):
         self.edges = SignedEdges(inputs, nodes, torch.device(device))
         self.register_buffer("features", torch.from_numpy(inputs.features))
         self.register_buffer("node", torch.from_numpy(inputs.regulator_node))
-        for name, value in neighbourhoods(inputs, self.edges, nodes).items():
+        for name, value in neighbourhoods(inputs, self.edges.down, self.edges.up, nodes).items():
             self.register_buffer(name, torch.from_numpy(value))
         self.to(device)
 
-    def forward(self, regulator: torch.Tensor, dose: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """Changes [B, G] for regulator [B] int64, dose [B] float32, state [B] int64."""
+    def forward(
+        self, regulator: torch.Tensor, dose: torch.Tensor, state: torch.Tensor, shift: Shift | None = None
+    ) -> torch.Tensor:
+        """Changes [B, G] for regulator [B] int64, dose [B] float32, state [B] int64.
+
+        `shift` gives, for each round by its number, what is added to the node states that it leaves: [V, B, H], or
+        1 in place of V or B. The next round passes it on; the last one's is read out. Without it, a batch whose states
+        exceed the config's memory goes through in parts, each computed again for its gradient.
+        """
+        first = torch.tanh(self.embed(self.features))
+        first = self.stay(first) + self.edges.pass_along(self.message[0](first))  # [V, H], the whole batch's
+        rows = regulator, dose, state
+        at_once = max(1, self.kept // (len(self.message) * first.numel()))  # the caller's shifts are whole
+        if shift is not None or len(regulator) <= at_once:
+            return self._changes(first, *rows, shift)
+        changes = partial(checkpoint, self._changes, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat(
+            [changes(first, *part, None) for part in zip(*(row.split(at_once) for row in rows), strict=True)]
+        )
+
+    def _changes(
+        self,
+        first: torch.Tensor,
+        regulator: torch.Tensor,
+        dose: torch.Tensor,
+        state: torch.Tensor,
+        shift: Shift | None,
+    ) -> torch.Tensor:
+        """Changes [B, G], given the first round's sums [V, H] of no perturbation."""
         batch = torch.arange(len(regulator), device=dose.device)
         pairs, which = torch.unique(torch.stack([dose, state.to(dose.dtype)], 1), dim=0, return_inverse=True)
         condition = torch.cat([dose_features(pairs[:, 0]), F.one_hot(pairs[:, 1].long(), self.states)], 1)
-        hidden = self._first_rounds(regulator, dose, condition, which)
-        for layer in range(2, len(self.message)):
-            gain, shift = self._film(layer, condition)
-            received = self.edges.pass_along(self.message[layer](hidden))
-            hidden = F.leaky_relu(torch.addcmul(hidden + shift[which], received, gain[which]), SLOPE)
+        hidden = self._first_rounds(first, regulator, dose, condition, which, shift)
+        for layer in range(2 if shift is None else 1, len(self.message)):
+            hidden = self._round(layer, hidden, condition, which, SLOPE)
+            hidden = hidden if shift is None else hidden + shift(layer)
         node, condition = self.node[regulator], condition[which]
-        own, perturbed = _ReadOut.apply(hidden, self.readout + self.gene_readout, node, batch)
+        own, perturbed = ReadOut.apply(hidden, self.readout + self.gene_readout, node, batch)
         common = self.common(torch.cat([perturbed, condition], 1))
         left = 4 * condition[:, 1] * self.unit * (1 + self.itself(condition)[:, 0])  # dose d leaves 1 - d of the gene
         place = batch, node.clamp_max(self.genes - 1)
         return torch.addmm(own.T, common, self.common_genes.T).index_put(place, left * (node < self.genes), True)
 
     def _film(self, layer: int, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        gain, shift = self.film[layer](condition).chunk(2, 1)
-        return 1 + gain, shift
+        gain, offset = self.film[layer](condition).chunk(2, 1)
+        return 1 + gain, offset
+
+    def _round(
+        self, layer: int, states: torch.Tensor, condition: torch.Tensor, which: torch.Tensor, slope: float
+    ) -> torch.Tensor:
+        weight, film = self.message[layer].weight, self._film(layer, condition)
+        return Round.apply(states, weight, *film, which, self.edges, slope, block_of(states))
 
     def _first_rounds(
-        self, regulator: torch.Tensor, dose: torch.Tensor, condition: torch.Tensor, which: torch.Tensor
+        self,
+        first: torch.Tensor,
+        regulator: torch.Tensor,
+        dose: torch.Tensor,
+        condition: torch.Tensor,
+        which: torch.Tensor,
+        shift: Shift | None,
     ) -> torch.Tensor:
-        """Node states [V, B, H] after two rounds (or the only one); record b is under condition [C, .] `which[b]`.
+        """Node states [V, B, H] after two rounds (or the only one), or with a shift after the first.
+
+        Record b is under condition [C, .] `which[b]`.
 
         What a perturbation has not reached depends on the condition alone; what it has reached, a round at a time,
         is listed as one row for each node (or edge) and record.
         """
         kinds, batch = len(condition), len(regulator)
-        gain, shift = self._film(0, condition)
-        shared = torch.tanh(self.embed(self.features))
-        shared = self.stay(shared) + self.edges.pass_along(self.message[0](shared))
-        states = torch.addcmul(shift, shared[:, None], gain)  # [V, C, H], of no perturbation
+        gain, offset = self._film(0, condition)
+        states = torch.addcmul(offset, first[:, None], gain)  # [V, C, H], of no perturbation
         change = dose[:, None] * (self.perturbation + self.own[regulator])
         down, up = self.message[0](change).chunk(2, 1)
         record, entry = ranges(self.near_first[regulator], self.near_count[regulator])
@@ -130,13 +156,12 @@ class Grn(nn.Module):
         added = (added + (change @ self.stay.weight.T)[record] * self.near_self[entry, None]) * gain[kind]
         half = torch.arange(2, device=dose.device)  # rows are halves of a state, since its halves part ways
         place = (2 * (node * batch + record)[:, None] + half).view(-1)
-        if len(self.message) > 1:
-            gain, shift = self._film(1, condition)
+        if shift is None and len(self.message) > 1:
             before = states.view(-1, self.hidden)[node * kinds + kind]
             added = F.leaky_relu(before + added, SLOPE) - F.leaky_relu(before, SLOPE)
-            states = F.leaky_relu(states, SLOPE)
-            received = self.edges.pass_along(self.message[1](states))
-            states = torch.addcmul(states + shift, received, gain)
+            each = torch.arange(kinds, device=dose.device)
+            states = self._round(1, F.leaky_relu(states, SLOPE), condition, each, 1.0)
+            gain, _ = self._film(1, condition)
             sent = (self.message[1](added) * gain[kind]).view(-1, self.hidden // 2)
             sender, edge = ranges(self.edge_first[node], self.edge_count[node])
             side = self.edge_side[edge]
@@ -145,8 +170,9 @@ class Grn(nn.Module):
             sent = sent.index_select(0, 2 * sender + side) * self.edge_weight[edge, None]
             added = torch.cat([added.view(-1, self.hidden // 2), sent])
         spread = states.index_select(1, which).view(-1, self.hidden // 2)
-        spread = spread.index_add(0, place, added.view(-1, self.hidden // 2))
-        return F.leaky_relu_(spread, SLOPE).view(-1, batch, self.hidden)
+        spread = spread.index_add_(0, place, added.view(-1, self.hidden // 2))
+        hidden = F.leaky_relu_(spread, SLOPE).view(-1, batch, self.hidden)
+        return hidden if shift is None else hidden + shift(0)
 
 
 def fit_grn(
@@ -158,8 +184,14 @@ def fit_grn(
     config: GrnConfig,
     seed: int,
     device: torch.device | str = "cpu",
+    penalty: Penalty | None = None,
+    regulator_class: np.ndarray | None = None,
 ) -> Grn:
-    """Train on records [n] with changes [n, G] by AdamW on the mean squared error; on CPU the same bit for bit."""
+    """Train on records [n] with changes [n, G] by AdamW on the mean squared error; on CPU the same bit for bit.
+
+    The error is in units of the changes' mean square; `penalty` of the predicted changes is added to it. At the end
+    regulators without a record take their embeddings from relatives in the graph or of their class [R] (`kinship`).
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Grn(inputs, config, device)
@@ -173,12 +205,21 @@ def fit_grn(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=max(steps, 2))
     for _ in range(config.epochs):
         for batch in torch.randperm(len(target), generator=generator).to(device).split(size):
-            loss = F.mse_loss(model(*(array[batch] for array in rows)), target[batch])
+            predicted = model(*(array[batch] for array in rows))
+            loss = F.mse_loss(predicted, target[batch])
+            if penalty is not None:
+                loss = loss + penalty(predicted * inputs.scale, rows[2][batch])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             schedule.step()
+    trained = np.isin(np.arange(len(inputs.regulator_node)), regulator)
+    if not trained.all():
+        with torch.no_grad():
+            own = model.own.double().cpu().numpy()
+            own[~trained] = kinship(inputs, trained, regulator_class) @ own[trained]
+            model.own.copy_(torch.from_numpy(own))
     return model
 
 

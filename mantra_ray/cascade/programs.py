@@ -1,20 +1,26 @@
-"""Gene programs W from the training fold: consensus NMF, or principal axes."""
+"""Gene programs W of signed changes: consensus NMF of their halves, or principal axes."""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.decomposition import NMF
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import pairwise_distances
 from sklearn.utils.extmath import randomized_svd
 
+from mantra_ray.cascade.consensus import (
+    Progress,
+    Rows,
+    Stability,
+    median_spectra,
+    refit_spectra,
+    refit_usages,
+    restarts,
+    stability,
+)
 from mantra_ray.config import ProgramsConfig
 from mantra_ray.errors import InputError
 
-OUTLIER_DISTANCE = 0.5  # Kotliar et al. 2019, the default threshold of local density
+TOLERATED_LOSS = 0.05  # of silhouette, for more programs
 SMALLEST_SINGULAR = 1e-3  # of W with unit columns; below it (W^T W)^-1 amplifies noise a million times
 
 
@@ -31,7 +37,9 @@ def check_rank(loadings: np.ndarray, source: object) -> None:
         raise InputError(source, "loadings", smallest, "programs are linearly dependent; use fewer (programs.k)")
 
 
-def fit_programs(delta_expression: np.ndarray, config: ProgramsConfig, seed: int) -> np.ndarray:
+def fit_programs(
+    delta_expression: np.ndarray, config: ProgramsConfig, seed: int, on_progress: Progress | None = None
+) -> np.ndarray:
     """Programs of signed expression changes.
 
     `nmf`: consensus NMF (Kotliar et al. 2019, eLife 8:e43803) of the 2n non-negative rows max(X, 0) and max(-X, 0),
@@ -46,39 +54,51 @@ def fit_programs(delta_expression: np.ndarray, config: ProgramsConfig, seed: int
     if not 1 <= config.k <= limit:
         raise InputError("config", "programs.k", config.k, f"the training fold allows 1 to {limit} programs")
     if config.method == "nmf":
-        changes = np.concatenate([np.maximum(changes, 0), np.maximum(-changes, 0)])
+        changes = halves(changes)
     _, strength, axes = randomized_svd(changes, config.k, n_iter=7, random_state=seed)
     if not strength[-1] > 1e-5 * strength[0]:
         rank = int(np.sum(strength > 1e-5 * strength[0]))
         raise InputError("config", "programs.k", config.k, f"the training fold has rank {rank}")
-    loadings = axes.T if config.method == "pca" else _consensus(changes, config, seed)
+    loadings = axes.T if config.method == "pca" else _consensus(changes, config, seed, on_progress)
     check_rank(loadings, "config")
     return np.ascontiguousarray(loadings, np.float32)
 
 
-def _consensus(rows: np.ndarray, config: ProgramsConfig, seed: int) -> np.ndarray:
-    """Median spectra [G, K] of the clusters of all restarts' spectra, outliers dropped."""
-    rows = rows[rows.any(1)]
-    spectra = []
-    for restart in np.random.SeedSequence(seed).generate_state(config.restarts):
-        model = NMF(config.k, init="random", tol=1e-3, max_iter=100, random_state=int(restart))
-        with warnings.catch_warnings():  # the consensus needs many rough solutions, not one exact optimum
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(rows)
-        spectra.append(model.components_)
-    pooled = np.concatenate(spectra)
-    pooled = pooled[pooled.any(1)]
-    pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
-    if len(pooled) < config.k:
-        raise InputError("config", "programs.k", config.k, f"NMF found only {len(pooled)} programs that are not empty")
+def halves(changes: np.ndarray) -> np.ndarray:
+    """The rising and the falling half of signed changes [n, G] as rows [<= 2n, G], empty ones left out."""
+    rows = np.concatenate([np.maximum(changes, 0), np.maximum(-changes, 0)])
+    return rows[rows.any(1)]
 
-    neighbours = max(1, int(0.3 * config.restarts))
-    density = np.sort(pairwise_distances(pooled), axis=1)[:, 1 : neighbours + 1].mean(1) if len(pooled) > 1 else [0]
-    order = np.argsort(density, kind="stable")
-    # Where restarts disagree more than that, the k spectra that agree best still make the programs.
-    kept = order[: max(config.k, int(np.sum(np.less(density, OUTLIER_DISTANCE))))]
-    kept.sort()
-    label = KMeans(config.k, n_init=10, random_state=seed).fit_predict(pooled[kept])
-    medians = np.stack([np.median(pooled[kept][label == cluster], axis=0) for cluster in range(config.k)])
-    norms = np.linalg.norm(medians, axis=1, keepdims=True)
-    return (medians / np.where(norms > 0, norms, 1)).T
+
+def choose_k(
+    rows: Rows, ks: Sequence[int], config: ProgramsConfig, seed: int, on_progress: Progress | None = None
+) -> tuple[list[Stability], int]:
+    """Stability and error of each K on non-negative rows [n, G] (`halves` of changes, or scaled counts), and a K.
+
+    Suggested is the largest K whose silhouette comes within 0.05 of the best: more programs explain more, up to
+    where restarts cease to agree. Kotliar et al. 2019 judge the same two curves by eye. Raises InputError for a K
+    that the rows do not allow, or with less than two restarts, which cannot disagree.
+    """
+    limit = min(rows.shape)
+    for k in ks:
+        if not 2 <= k <= limit:
+            raise InputError("options", "--ks", k, f"the data allow 2 to {limit} programs")
+    if config.restarts < 2:
+        raise InputError("options", "--programs.restarts", config.restarts, "stability wants at least 2")
+    ks = sorted(set(ks))
+    pooled = restarts(rows, ks, config, seed, on_progress)
+    table = [stability(rows, pooled[k], k, config, seed) for k in ks]
+    best = max((row.silhouette for row in table if not np.isnan(row.silhouette)), default=None)
+    if best is None:
+        raise InputError("options", "--ks", ks, "restarts found too few spectra to be compared")
+    return table, max(row.k for row in table if row.silhouette >= best - TOLERATED_LOSS)
+
+
+def _consensus(rows: np.ndarray, config: ProgramsConfig, seed: int, on_progress: Progress | None) -> np.ndarray:
+    """Consensus spectra refitted to the rows [2n, G], [G, K] with columns of unit norm."""
+    medians = median_spectra(restarts(rows, [config.k], config, seed, on_progress)[config.k], config.k, config, seed)
+    usages = refit_usages(rows, medians)
+    spectra = refit_spectra(usages.T @ usages, usages.T @ rows)
+    spectra = np.where(spectra.any(1, keepdims=True), spectra, medians)  # a program that no row needs stays what it was
+    norms = np.linalg.norm(spectra, axis=1, keepdims=True)
+    return (spectra / np.where(norms > 0, norms, 1)).T

@@ -14,6 +14,7 @@ from mantra_ray.errors import InputError
 # DoRothEA's letters as edge weights: A is curated and supported by several kinds of evidence, D by one.
 # E (one computational prediction, 94 % of all edges) is left out.
 CONFIDENCE = {"A": 1.0, "B": 0.8, "C": 0.6, "D": 0.4, "E": 0.0}
+BLOCK = 1024  # genes whose correlations are held at once, [BLOCK, G]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,24 +69,39 @@ def read_graph(path: str | Path) -> Graph:
     return graph
 
 
-def coexpression_graph(delta_expression: np.ndarray, gene_names: Sequence[str], top_k: int = 10) -> Graph:
-    """Edges into each gene from the `top_k` genes whose changes correlate most with its own, weighted by Pearson's r.
+def union(first: Graph, second: Graph) -> Graph:
+    """Edges of two graphs on the same nodes; an edge of both keeps the first one's weight."""
+    count = len(first.nodes)
+    new = ~np.isin(second.source * count + second.target, first.source * count + first.target)
+    ends = [np.append(getattr(first, end), getattr(second, end)[new]) for end in ("source", "target", "weight")]
+    return Graph(first.nodes, *ends)
 
-    `delta_expression` [n, G] must hold training records alone. Genes that never change get no edges.
+
+def coexpression_graph(
+    profiles: np.ndarray, gene_names: Sequence[str], top_k: int = 10, threshold: float = 0.0
+) -> Graph:
+    """Edges into each gene from the `top_k` genes that correlate most with it, weighted by Pearson's r.
+
+    Of them only those with |r| of at least `threshold`. `profiles` [n, G] are expression of unperturbed cells, or
+    changes of training records alone. Genes that never vary, or have NaN, get no edges.
     """
-    centred = delta_expression - delta_expression.mean(axis=0, dtype=np.float64)
-    length = np.linalg.norm(centred, axis=0)
-    unit = np.divide(centred, length, out=np.zeros_like(centred), where=length > 1e-9).astype(np.float32)
     genes = len(gene_names)
+    unit = np.zeros(profiles.shape, np.float32)
+    blocks = [np.arange(start, min(start + BLOCK, genes)) for start in range(0, genes, BLOCK)]
+    for columns in blocks:
+        part = profiles[:, columns]
+        part = part - part.mean(axis=0, dtype=np.float64)
+        length = np.linalg.norm(part, axis=0)
+        varies = length > 1e-9
+        unit[:, columns[varies]] = part[:, varies] / length[varies]
     k = min(top_k, genes - 1)
     sources, weights = [], []
-    for start in range(0, genes, 1024):  # blocks keep memory at 1024 x G for a whole transcriptome
-        rows = np.arange(start, min(start + 1024, genes))
+    for rows in blocks:
         r = unit[:, rows].T @ unit
         r[np.arange(len(rows)), rows] = 0
         best = np.argpartition(-np.abs(r), k - 1, axis=1)[:, :k] if k else np.empty((len(rows), 0), np.int64)
         sources.append(best.ravel())
         weights.append(np.take_along_axis(r, best, axis=1).ravel())
     source, weight = np.concatenate(sources), np.concatenate(weights).astype(np.float32)
-    kept = weight != 0
+    kept = (weight != 0) & (np.abs(weight) >= threshold)
     return Graph(tuple(gene_names), source[kept], np.repeat(np.arange(genes), k)[kept], weight[kept])

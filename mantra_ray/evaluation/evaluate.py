@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mantra_ray.config import EvaluationConfig
 from mantra_ray.evaluation import metrics
-from mantra_ray.evaluation.slices import slice_masks
+from mantra_ray.evaluation.differential import DifferentialGenes
+from mantra_ray.evaluation.pooled import Resamples, pooled_metrics
+from mantra_ray.evaluation.slices import rare_programs, slice_masks
 from mantra_ray.evaluation.statistics import ratio_intervals
 from mantra_ray.forward import Fold, Prediction
 
@@ -28,28 +31,25 @@ class Tables:
 Ratios = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def evaluate(fold: Fold, predictions: dict[str, Prediction], config: EvaluationConfig, seed: int) -> Tables:
+def evaluate(fold: Fold, predictions: Mapping[str, Prediction], config: EvaluationConfig, seed: int) -> Tables:
     """Scores of each arm by part, slice and metric, and squared errors of each record.
 
-    predictions: arm to Prediction of all N rows. Gains are over the fold's base, arm `gnn`, whether or not it is
-    among the predictions. Intervals resample regulators with `seed`; all arms share the draws, so they are paired.
-    Where the observation noise is known, arm `noise_ceiling` is the score of the true mean. The records columns
-    are arm, part, record, regulator, dose, state, squared_error and reference_error.
+    predictions: arm to Prediction of all N rows, asked for once each. Gains are over the fold's base, arm `gnn`,
+    whether or not it is among the predictions. Slices are of records (all, rare and outlier regulators), and
+    `rare_programs` is all records on these programs alone. Intervals resample regulators with `seed`; all arms share
+    the draws, so they are paired. An arm without programs is judged on traits alone. Where the observation noise is
+    known, arm `noise_ceiling` is the score of the true mean. The records columns are arm, part, record, regulator,
+    dose, state, squared_error and reference_error.
     """
-    tables, columns = Tables(), []
-    for part, rows in (("validation", fold.validation), ("test", fold.test)):
-        if not len(rows):
-            continue
-        observed = Observed(fold, rows)
-        ratios = {arm: record_ratios(observed, take(prediction, rows)) for arm, prediction in predictions.items()}
-        if np.any(fold.program_noise[rows] > 0):
-            ratios["noise_ceiling"] = observed.ceiling()
-        for name, mask in slice_masks(fold, rows, config).items():
-            where = {"split": fold.meta["kind"], "part": part, "slice": name}
-            tables.scores += ratio_scores(ratios, mask, observed.regulator, config, seed, where)
-            tables.scores += plain_scores(fold, predictions, rows[mask], where)
-        for arm in predictions:
-            columns.append(record_columns(fold, arm, part, rows, ratios[arm]["program_mse_gain"]))
+    judged = (("validation", fold.validation), ("test", fold.test))
+    parts = [Part(fold, name, rows, config) for name, rows in judged if len(rows)]
+    for arm in predictions:
+        prediction = predictions[arm]
+        for part in parts:
+            part.add(arm, take(prediction, part.rows))
+    tables, columns = Tables(), [found for part in parts for found in part.columns]
+    for part in parts:
+        tables.scores += part.scores(config, seed)
     if columns:
         tables.records = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
     return tables
@@ -57,30 +57,31 @@ def evaluate(fold: Fold, predictions: dict[str, Prediction], config: EvaluationC
 
 def take(prediction: Prediction, rows: np.ndarray) -> Prediction:
     """The prediction of some rows."""
-    expression = None if prediction.expression is None else prediction.expression[rows]
-    return Prediction(expression, prediction.program[rows], prediction.trait[rows])
+    arrays = (prediction.expression, prediction.program, prediction.trait)
+    return Prediction(*(None if array is None else array[rows] for array in arrays))
 
 
-class Observed:
-    """What is the same for all arms: observations of the judged rows, the reference's error and the weights."""
+class Programs:
+    """Observed changes of some programs of the judged rows, the reference's error on them and their weights."""
 
-    def __init__(self, fold: Fold, rows: np.ndarray):
-        train = fold.train
-        self.regulator, self.program, self.trait = (
-            fold.regulator[rows],
-            fold.delta_program[rows],
-            fold.delta_trait[rows],
-        )
-        self.noise, self.reference = (
-            fold.program_noise[rows],
-            metrics.squared_error(fold.base_program[rows], self.program),
-        )
-        self.weights = metrics.error_weights(self.noise, fold.residual[train], fold.program_noise[train])
-        self.expression = None
-        if fold.delta_expression is not None:
-            self.expression = fold.delta_expression[rows]
-            self.mean_effect = fold.delta_expression[train].mean(0)
-            self.centred = metrics.shift(self.expression, self.mean_effect)
+    def __init__(self, fold: Fold, rows: np.ndarray, columns: np.ndarray):
+        self.columns, train = columns, fold.train
+        self.observed, self.noise = fold.delta_program[rows][:, columns], fold.program_noise[rows][:, columns]
+        self.reference = metrics.squared_error(fold.base_program[rows][:, columns], self.observed)
+        residual, noise = fold.residual[train][:, columns], fold.program_noise[train][:, columns]
+        self.weights = metrics.error_weights(self.noise, residual, noise)
+
+    def ratios(self, program: np.ndarray) -> Ratios:
+        """Metrics of predicted changes of all programs [n, K], judged on these."""
+        predicted, one = program[:, self.columns], np.ones(len(program))
+        error = metrics.squared_error(predicted, self.observed)
+        weighted = np.square(predicted - self.observed, dtype=np.float64) * self.weights
+        return {
+            "program_mse": (error, one),
+            "program_mse_gain": (error, self.reference),
+            "program_mse_weighted": (weighted.sum(1), self.weights.sum(1)),
+            "program_cosine": (metrics.cosine(predicted, self.observed), one),
+        }
 
     def ceiling(self) -> Ratios:
         """Expected error of the true mean: nothing but the noise of the observations."""
@@ -88,33 +89,112 @@ class Observed:
         return {"noise_floor_mse": (floor, np.ones(len(floor))), "program_mse_gain": (floor, self.reference)}
 
 
-def record_ratios(observed: Observed, predicted: Prediction) -> Ratios:
-    """Metrics of one arm that are ratios of sums over records."""
-    error, one = metrics.squared_error(predicted.program, observed.program), np.ones(len(observed.regulator))
-    weighted = np.square(predicted.program - observed.program, dtype=np.float64) * observed.weights
-    ratios = {
-        "program_mse": (error, one),
-        "program_mse_gain": (error, observed.reference),
-        "program_mse_weighted": (weighted.sum(1), observed.weights.sum(1)),
-        "program_cosine": (metrics.cosine(predicted.program, observed.program), one),
-        "program_spearman": (metrics.spearman(predicted.program, observed.program), one),
-        "program_top_overlap": (metrics.top_overlap(predicted.program, observed.program), one),
-        "discrimination": (metrics.discrimination(predicted.program, observed.program, observed.regulator), one),
-    }
-    if observed.trait.shape[1]:
-        ratios["trait_sign_accuracy"] = metrics.sign_hits(predicted.trait, observed.trait)
-    if observed.expression is not None and predicted.expression is not None:
-        centred = metrics.shift(predicted.expression, observed.mean_effect)
-        ratios["expression_pearson"] = (metrics.pearson(predicted.expression, observed.expression), one)
-        ratios["expression_pearson_centred"] = (metrics.pearson(centred, observed.centred), one)
-    return ratios
+class Part:
+    """The validation or the test rows: what was observed there, and what becomes of each arm."""
+
+    def __init__(self, fold: Fold, name: str, rows: np.ndarray, config: EvaluationConfig):
+        self.fold, self.name, self.rows = fold, name, rows
+        self.masks = slice_masks(fold, rows, config)
+        self.regulator, self.trait = fold.regulator[rows], fold.delta_trait[rows]
+        self.program, self.rare = (Programs(fold, rows, c) for c in (np.arange(fold.programs), rare_programs(fold)))
+        self.ratios: dict[str, Ratios] = {}
+        self.rare_ratios: dict[str, Ratios] = {}
+        self.predictions: dict[str, Prediction] = {}
+        self.columns: list[dict[str, np.ndarray]] = []
+        if np.any(self.program.noise > 0):
+            self.ratios["noise_ceiling"], self.rare_ratios["noise_ceiling"] = (
+                self.program.ceiling(),
+                self.rare.ceiling(),
+            )
+        self.expression = None
+        if fold.delta_expression is not None:
+            self.expression = fold.delta_expression[rows]
+            self.mean_effect = fold.delta_expression[fold.train].mean(0)
+            self.centred = metrics.shift(self.expression, self.mean_effect)
+            self.genes = DifferentialGenes(
+                self.expression, None if fold.significant is None else fold.significant[rows]
+            )
+
+    def add(self, arm: str, predicted: Prediction) -> None:
+        """Judge one arm's predictions of the part's rows."""
+        self.ratios[arm] = ratios = {}
+        if self.trait.shape[1]:
+            ratios["trait_sign_accuracy"] = metrics.sign_hits(predicted.trait, self.trait)
+        if predicted.program is not None:
+            ratios |= self.program.ratios(predicted.program)
+            ratios |= self._program_order(predicted.program)
+            self.rare_ratios[arm] = self.rare.ratios(predicted.program)
+            self.columns.append(self._records(arm, ratios["program_mse_gain"]))
+        if self.expression is not None and predicted.expression is not None:
+            ratios |= self._expression(predicted.expression)
+        self.predictions[arm] = Prediction(None, predicted.program, predicted.trait)
+
+    def _program_order(self, program: np.ndarray) -> Ratios:
+        observed, one = self.program.observed, np.ones(len(self.rows))
+        return {
+            "program_spearman": (metrics.spearman(program, observed), one),
+            "program_top_overlap": (metrics.top_overlap(program, observed), one),
+            "discrimination": (metrics.discrimination(program, observed, self.regulator), one),
+        }
+
+    def _expression(self, expression: np.ndarray) -> Ratios:
+        centred, one = metrics.shift(expression, self.mean_effect), np.ones(len(self.rows))
+        return {
+            "expression_pearson": (metrics.pearson(expression, self.expression), one),
+            "expression_pearson_centred": (metrics.pearson(centred, self.centred), one),
+            **self.genes.ratios(expression),
+        }
+
+    def _records(self, arm: str, errors: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+        """Columns of the records table for one arm."""
+        return {
+            "arm": np.full(len(self.rows), arm),
+            "part": np.full(len(self.rows), self.name),
+            "record": self.rows.astype(np.int64),
+            "regulator": self.regulator,
+            "dose": self.fold.dose[self.rows],
+            "state": self.fold.state[self.rows],
+            "squared_error": errors[0],
+            "reference_error": errors[1],
+        }
+
+    def scores(self, config: EvaluationConfig, seed: int) -> list[dict]:
+        """Score rows of all arms added."""
+        where = {"split": self.fold.meta["kind"], "part": self.name}
+        scores = []
+        for name, mask in self.masks.items():
+            here = where | {"slice": name}
+            scores += ratio_scores(self.ratios, mask, self.regulator, config, seed, here)
+            scores += self._pooled(mask, config, seed, here)
+        everything, here = np.ones(len(self.rows), bool), where | {"slice": "rare_programs"}
+        return scores + ratio_scores(self.rare_ratios, everything, self.regulator, config, seed, here)
+
+    def _pooled(self, mask: np.ndarray, config: EvaluationConfig, seed: int, where: dict) -> list[dict]:
+        """Score rows of the metrics over all records of a slice at once."""
+        resamples = Resamples(self.regulator[mask], config.bootstrap, config.confidence, seed)
+        scores = []
+        for arm, predicted in self.predictions.items():
+            program = None if predicted.program is None else (predicted.program[mask], self.program.observed[mask])
+            found = pooled_metrics(program, (predicted.trait[mask], self.trait[mask]), resamples)
+            scores += [score_row(arm, where, metric, limits, int(mask.sum())) for metric, limits in found.items()]
+        return scores
 
 
 def ratio_scores(
     ratios: dict[str, Ratios], mask: np.ndarray, regulator: np.ndarray, config: EvaluationConfig, seed: int, where: dict
 ) -> list[dict]:
-    """Score rows of all arms' ratio metrics on one slice, from one set of resamples."""
-    names = [(arm, metric) for arm, by_metric in ratios.items() for metric in by_metric]
+    """Score rows of all arms' ratio metrics on one slice, from one set of resamples.
+
+    A metric that none of the slice's records has (a denominator of 0) has no row.
+    """
+    names = [
+        (arm, metric)
+        for arm, by_metric in ratios.items()
+        for metric, (_, denominator) in by_metric.items()
+        if denominator[mask].any() or metric in COMPLEMENTS
+    ]
+    if not names:
+        return []
     numerator, denominator = (
         np.stack([ratios[arm][metric][side][mask] for arm, metric in names], axis=1) for side in (0, 1)
     )
@@ -126,36 +206,11 @@ def ratio_scores(
     for (arm, metric), value, lower, upper in zip(names, *(limit.tolist() for limit in limits), strict=True):
         if metric in COMPLEMENTS:
             value, lower, upper = 1 - value, 1 - upper, 1 - lower
-        rows.append(
-            {"arm": arm, **where, "metric": metric, "value": value, "lower": lower, "upper": upper, "n": len(regulator)}
-        )
+        rows.append(score_row(arm, where, metric, (value, lower, upper), len(regulator)))
     return rows
 
 
-def plain_scores(fold: Fold, predictions: dict[str, Prediction], rows: np.ndarray, where: dict) -> list[dict]:
-    """Score rows of metrics over all records of a slice at once, without intervals (lower and upper are NaN)."""
-    scores = []
-    for arm, prediction in predictions.items():
-        values = {"spread_ratio": metrics.spread_ratio(prediction.program[rows], fold.delta_program[rows])}
-        if fold.delta_trait.shape[1]:
-            values["trait_correlation"] = metrics.column_correlation(prediction.trait[rows], fold.delta_trait[rows])
-        for metric, value in values.items():
-            limits = {"value": value, "lower": float("nan"), "upper": float("nan"), "n": len(rows)}
-            scores.append({"arm": arm, **where, "metric": metric, **limits})
-    return scores
-
-
-def record_columns(
-    fold: Fold, arm: str, part: str, rows: np.ndarray, errors: tuple[np.ndarray, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Columns of the records table for one arm and part."""
-    return {
-        "arm": np.full(len(rows), arm),
-        "part": np.full(len(rows), part),
-        "record": rows.astype(np.int64),
-        "regulator": fold.regulator[rows],
-        "dose": fold.dose[rows],
-        "state": fold.state[rows],
-        "squared_error": errors[0],
-        "reference_error": errors[1],
-    }
+def score_row(arm: str, where: dict, metric: str, limits: tuple[float, float, float], n: int) -> dict:
+    """A row of the scores table."""
+    value, lower, upper = limits
+    return {"arm": arm, **where, "metric": metric, "value": value, "lower": lower, "upper": upper, "n": n}

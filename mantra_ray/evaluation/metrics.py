@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 
 # Relative size below which a centred vector is rounding noise of float32, not signal.
 ROUNDING = 1e-5
+BLOCK = 2**22  # entries of the largest temporary table
 
 
 def squared_error(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
@@ -85,12 +86,15 @@ def discrimination(predicted: np.ndarray, observed: np.ndarray, regulator: np.nd
     over records, and where no other regulator is judged).
     """
     # |p - o|^2 without |p|^2, which is the same for all candidates of one prediction
-    distance = np.square(observed).sum(1)[None, :] - 2 * predicted @ observed.T
-    own = np.diagonal(distance)[:, None]
-    other = regulator[:, None] != regulator[None, :]
-    farther = ((distance > own) + 0.5 * (distance == own)) * other
-    rivals = other.sum(1)
-    return np.where(rivals > 0, farther.sum(1) / np.maximum(rivals, 1), 0.5)
+    square, share = np.square(observed).sum(1), np.empty(len(observed))
+    for rows in np.array_split(np.arange(len(observed)), -(-(observed.shape[0] ** 2) // BLOCK) or 1):
+        distance = square[None, :] - 2 * predicted[rows] @ observed.T
+        own = distance[np.arange(len(rows)), rows][:, None]
+        other = regulator[rows, None] != regulator[None, :]
+        farther = ((distance > own) + 0.5 * (distance == own)) * other
+        rivals = other.sum(1)
+        share[rows] = np.where(rivals > 0, farther.sum(1) / np.maximum(rivals, 1), 0.5)
+    return share
 
 
 def sign_hits(predicted: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,17 +105,3 @@ def sign_hits(predicted: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, 
     judged = observed != 0
     hits = np.where(predicted == 0, 0.5, np.sign(predicted) == np.sign(observed))
     return (hits * judged).sum(1), judged.sum(1).astype(float)
-
-
-def column_correlation(predicted: np.ndarray, observed: np.ndarray) -> float:
-    """Pearson correlation over records within each column, averaged over columns, [n, T] -> number."""
-    return float(pearson(predicted.T, observed.T).mean())
-
-
-def spread_ratio(predicted: np.ndarray, observed: np.ndarray) -> float:
-    """Standard deviation over records of predictions over that of observations, pooled over columns [n, K].
-
-    Near 0 the prediction has collapsed to a constant; 0 where observations do not vary either.
-    """
-    spread = observed.var(0, dtype=np.float64).sum()
-    return float(np.sqrt(predicted.var(0, dtype=np.float64).sum() / spread)) if spread > 0 else 0.0

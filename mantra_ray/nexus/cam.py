@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 EMPTY = -1
+PER_SLOT = ("key", "value", "token", "record", "state", "priority", "stamp")
 
 
 @dataclass
@@ -65,8 +66,12 @@ class Memory:
         Buckets fill their slots in order and never free one, so what is empty lies at the end.
         """
         used = max(1, int((self.record != EMPTY).sum(-1).max()))
-        per_slot = ("key", "value", "token", "record", "state", "priority", "stamp")
-        slots = {name: getattr(self, name)[:, :used] for name in per_slot}
+        slots = {name: getattr(self, name)[:, :used] for name in PER_SLOT}
+        return Memory(**slots, mean=self.mean, variance=self.variance, count=self.count)
+
+    def arrange(self, order: Tensor) -> Memory:
+        """A copy with the buckets in another order [B]; the statistics are shared."""
+        slots = {name: getattr(self, name).index_select(0, order) for name in PER_SLOT}
         return Memory(**slots, mean=self.mean, variance=self.variance, count=self.count)
 
     @property
@@ -98,9 +103,13 @@ class Read:
 
 
 def visible_slots(
-    memory: Memory, bucket: Tensor, record: Tensor, hide_state: Tensor | None = None, hide_token: Tensor | None = None
+    memory: Memory,
+    bucket: Tensor | slice,
+    record: Tensor,
+    hide_state: Tensor | None = None,
+    hide_token: Tensor | None = None,
 ) -> Tensor:
-    """Slots [N, S] that a record may read: filled and not its own.
+    """Slots [N, S] that a record may read: filled and not its own. A slice of N buckets is read without a gather.
 
     `hide_state` [N] hides all slots of that cell state, `hide_token` [N] all of that token (EMPTY hides none).
     """
@@ -114,11 +123,12 @@ def visible_slots(
 
 
 def read(
-    memory: Memory, query: Tensor, bucket: Tensor, token: Tensor, state: Tensor, visible: Tensor, tau: float
+    memory: Memory, query: Tensor, bucket: Tensor | slice, token: Tensor, state: Tensor, visible: Tensor, tau: float
 ) -> Read:
     """Softmax read of a bucket's visible slots; if any carries the query's token, only those take part.
 
-    query [N, D] unit vectors, bucket, token and state [N], visible [N, S]. Differentiable in `query`.
+    query [N, D] unit vectors, bucket (or a slice of N buckets), token and state [N], visible [N, S].
+    Differentiable in `query`.
     """
     matching = visible & (memory.token[bucket] == token[:, None])
     hard = matching.any(-1)
@@ -174,13 +184,15 @@ def write_(memory: Memory, new: Candidates, priority: Tensor, admit: Tensor, evi
     """Write candidates of distinct buckets in place.
 
     A record that is held is rewritten in its slot. Else an empty slot is taken. Else `pss` replaces the slot of
-    lowest priority if the newcomer's is higher, and `fifo` the slot that was filled first.
+    lowest priority if the newcomer's is higher, `fifo` the slot that was filled first and `random` any slot.
     """
     bucket = new.bucket
     held = memory.record[bucket]
     own, free = held == new.record[:, None], held == EMPTY
-    rank = memory.priority[bucket] if eviction == "pss" else memory.stamp[bucket]
-    victim = rank.argmin(-1)
+    if eviction == "random":
+        victim = random_slot(new.stamp, bucket, held.shape[1])
+    else:
+        victim = (memory.priority if eviction == "pss" else memory.stamp)[bucket].argmin(-1)
     is_held, has_room = own.any(-1), free.any(-1)
     slot = torch.where(is_held, own.int().argmax(-1), torch.where(has_room, free.int().argmax(-1), victim))
     beats = torch.ones_like(admit)
@@ -196,18 +208,35 @@ def write_(memory: Memory, new: Candidates, priority: Tensor, admit: Tensor, evi
     return Written(stored, evicted)
 
 
+def random_slot(stamp: Tensor, bucket: Tensor, slots: int) -> Tensor:
+    """A slot [N] drawn evenly by (stamp, bucket) alone, so that no order of work and no worker changes it.
+
+    The finaliser of SplitMix64 (Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195) on the pair.
+    """
+    word = stamp * -7046029254386353131 + bucket * -4417276706812531889  # int64 wraps: odd numbers spread both
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+        word = (word ^ ((word >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return word.remainder(slots)
+
+
+def place_among_equals(label: Tensor) -> Tensor:
+    """How many earlier rows have the row's label, [N]."""
+    order = torch.argsort(label, stable=True)
+    ordered = label[order]
+    place = torch.arange(len(label), device=label.device)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    start = torch.cummax(torch.where(first, place, 0), 0).values
+    found = torch.empty_like(place)
+    found[order] = place - start
+    return found
+
+
 def waves(bucket: Tensor) -> list[Tensor]:
     """Rows [n] in groups of at most one row a bucket, order kept inside each bucket.
 
     Records that touch different buckets commute, so the groups applied in turn mean one row at a time.
     """
-    order = torch.argsort(bucket, stable=True)
-    ordered = bucket[order]
-    place = torch.arange(len(bucket), device=bucket.device)
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    start = torch.cummax(torch.where(first, place, 0), 0).values
-    wave = torch.empty_like(place)
-    wave[order] = place - start
+    wave = place_among_equals(bucket)
     by_wave = torch.argsort(wave, stable=True)
     return list(torch.split(by_wave, torch.bincount(wave).tolist()))

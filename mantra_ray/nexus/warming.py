@@ -1,108 +1,183 @@
-"""Warming: the gated pass that fills a memory, with the meaning of one record at a time, in stream order."""
+"""Warming: the gated pass that fills a memory, with the meaning of one record at a time, in stream order.
+
+`warm_plainly` says it in as many words. `warm` computes the same in waves of at most one record a bucket.
+"""
 
 from __future__ import annotations
 
-import itertools
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mantra_ray.config import NexusConfig
-from mantra_ray.nexus.cam import Candidates, Memory, read, visible_slots, waves, write_
+from mantra_ray.nexus.cam import EMPTY, Memory, Read, place_among_equals, read, visible_slots, write_
+from mantra_ray.nexus.gate import DEVIATION_FLOOR, drift, gate, observe_, priorities, rates, standardise
+from mantra_ray.nexus.ledger import BucketReport, Ledger, Stream
 
-DEVIATION_FLOOR = 0.05  # of the gate's signal: a token whose entropy hardly moved yet must not give z its noise
+BLOCK = 2**13  # records whose similarities are computed together: what fits in the cache with their slots
+LONGEST = 64  # waves of a block
+
+Decode = Callable[[Read, Tensor], Tensor]
 
 
 @dataclass
-class Stream:
-    """N records in order, with what the gate and the priority see of each."""
+class Warmed:
+    """A warmed memory with the diagnostics of its pass, and counts by bucket."""
 
-    candidates: Candidates
-    signal: Tensor  # [N] the head's entropy at the header, in nats
-    surprisal: Tensor  # [N] the head's negative log-likelihood of the record's content, mean over its tokens
-    target: Tensor  # [N, K] residual, for the gate signal `residual`
-    base: Tensor  # [N, K] prediction that the residual was left by, likewise
-
-    def take(self, rows: Tensor | slice) -> Stream:
-        rest = {name: getattr(self, name)[rows] for name in ("signal", "surprisal", "target", "base")}
-        return Stream(self.candidates.take(rows), **rest)
+    memory: Memory
+    diagnostics: dict[str, float]
+    buckets: BucketReport
 
 
-def gate(memory: Memory, token: Tensor, signal: Tensor, sim_max: Tensor, config: NexusConfig) -> tuple[Tensor, Tensor]:
-    """Admitted and primed flags [N]: primed while the token's statistics form, else z * (1 - sim_max) > gamma.
-
-    z = (signal - mean) / deviation of the token's running statistics before these records.
-    """
-    primed = memory.count[token] < config.priming
-    deviation = memory.variance[token].sqrt().clamp_min(DEVIATION_FLOOR)
-    z = (signal - memory.mean[token]) / deviation
-    return primed | (z * (1 - sim_max) > config.regret_gamma), primed
-
-
-def observe_(memory: Memory, token: Tensor, signal: Tensor, decay: float) -> None:
-    """Update the running statistics of distinct tokens in place (exponential moving mean and variance).
-
-    The first max(1 / (1 - decay), n) records of a token are averaged evenly, which removes the start's bias.
-    """
-    count = memory.count[token] + 1
-    rate = torch.maximum(1.0 / count, torch.full_like(signal, 1 - decay))
-    delta = signal - memory.mean[token]
-    memory.mean[token] += rate * delta
-    memory.variance[token] = (1 - rate) * (memory.variance[token] + rate * delta.square())
-    memory.count[token] = count
-
-
-def priorities(surprisal: Tensor, count: Tensor, sim_max: Tensor, config: NexusConfig) -> Tensor:
-    """PSS priority [N]: weighted sum of surprisal, rarity 1 / sqrt(1 + records of the token so far) and novelty."""
-    rarity = (1.0 + count).rsqrt()
-    return (
-        config.surprisal_weight * surprisal
-        + config.rarity_weight * rarity.to(surprisal.dtype)
-        + config.novelty_weight * (1 - sim_max)
-    )
+def unexplained(stream: Stream, found: Read, decode: Decode) -> Tensor:
+    """The gate signal `residual` [N]: root mean square of what is left of the records after what they read."""
+    return (stream.target - decode(found, stream.base)).square().mean(-1).sqrt()
 
 
 @torch.no_grad()
-def warm(memory: Memory, stream: Stream, config: NexusConfig, decode=None) -> tuple[Memory, dict[str, float]]:
-    """Fill a copy of `memory` from the stream; returns it with the pass's diagnostics.
-
-    Runs in waves of at most one record a bucket: the same records in the same slots as one at a time. `decode`
-    maps what was read and base predictions [n, K] to residuals [n, K], for the gate signal `residual` alone.
-    """
-    memory, started = memory.clone(), time.perf_counter()
-    groups = waves(stream.candidates.bucket)
-    counted = torch.zeros(5, dtype=torch.int64, device=stream.signal.device)
-    stream = stream.take(torch.cat(groups))  # by wave, so that each wave is a slice
-    ends = list(itertools.accumulate(len(rows) for rows in groups))
-    for start, end in zip([0, *ends], ends, strict=False):
-        wave = stream.take(slice(start, end))
-        new, signal = wave.candidates, wave.signal
+def warm_plainly(memory: Memory, stream: Stream, config: NexusConfig, decode: Decode | None = None) -> Memory:
+    """What `warm` means: read, gate, observe and write, one record after the other; returns a copy."""
+    memory = memory.clone()
+    for row in torch.arange(len(stream.signal), device=stream.signal.device).split(1):
+        one = stream.take(row)
+        new, signal = one.candidates, one.signal
         visible = visible_slots(memory, new.bucket, new.record)
         found = read(memory, new.key, new.bucket, new.token, new.state, visible, config.tau)
         if config.gate_signal == "residual":
-            signal = (wave.target - decode(found, wave.base)).square().mean(-1).sqrt()
-        admit, primed = gate(memory, new.token, signal, found.sim_max, config)
-        priority = priorities(wave.surprisal, memory.count[new.token], found.sim_max, config)
+            signal = unexplained(one, found, decode)
+        admit, _ = gate(memory, new.token, signal, found.sim_max, config)
+        priority = priorities(one.surprisal, memory.count[new.token], found.sim_max, config)
         observe_(memory, new.token, signal, config.ema)
-        done = write_(memory, new, priority, admit, config.eviction)
-        flags = torch.stack([admit, primed, done.stored, done.evicted, found.hard])
-        counted += flags.sum(-1)
-    admitted, primed, stored, evicted, hits = counted.tolist()
-    total = max(len(stream.signal), 1)
-    load = torch.bincount(stream.candidates.bucket, minlength=memory.key.shape[0])
+        write_(memory, new, priority, admit, config.eviction)
+    return memory
+
+
+def flush_(memory: Memory, stream: Stream, ledger: Ledger, rows: Tensor, count: int) -> None:
+    """Write what the ledger put into the first `count` buckets since the last time; `rows` are its rows [N]."""
+    line, slot = (ledger.source[:count] != EMPTY).nonzero()
+    if not len(line):
+        return
+    source = ledger.source[line, slot]
+    ledger.source[:count] = EMPTY
+    device = memory.key.device
+    line, slot, place = torch.from_numpy(np.stack([line, slot, source])).to(device)
+    row = rows[place]
+    for name in ("key", "value", "token", "record", "state", "stamp"):
+        getattr(memory, name)[line, slot] = getattr(stream.candidates, name)[row]
+    memory.priority[line, slot] = torch.from_numpy(ledger.priority[source]).to(device)
+
+
+def by_waves(memory: Memory, stream: Stream, ledger: Ledger, decode: Decode) -> None:
+    """The gate signal `residual`, in place: each wave reads the values that those before it left."""
+    rows, config = ledger.rows.to(memory.key.device), ledger.config
+    for start, n in zip(ledger.start, ledger.width, strict=True):
+        here = stream.take(rows[start : start + n])
+        new, prefix = here.candidates, slice(0, n)
+        visible = visible_slots(memory, prefix, new.record)
+        found = read(memory, new.key, prefix, new.token, new.state, visible, config.tau)
+        signal = unexplained(here, found, decode)
+        z = standardise(memory, new.token, signal)
+        observe_(memory, new.token, signal, config.ema)
+        z, near = torch.stack([z, 1 - found.sim_max - 2 * found.hard]).cpu().numpy()
+        ledger.enter(np.arange(start, start + n)[:, None], z[:, None], near[:, None, None])
+        flush_(memory, stream, ledger, rows, n)
+
+
+def standing_(memory: Memory, stream: Stream, config: NexusConfig) -> Tensor:
+    """z [N] of each record by its token's statistics before it, which are left as they stand after the last one."""
+    token = stream.candidates.token
+    count = memory.count[token] + place_among_equals(token)
+    mean, variance, z = memory.mean.tolist(), memory.variance.tolist(), []
+    per_row = token, stream.signal, rates(count, config.ema, stream.signal.dtype)
+    for one, signal, rate in zip(*(each.tolist() for each in per_row), strict=True):
+        z.append((signal - mean[one]) / max(math.sqrt(variance[one]), DEVIATION_FLOOR))
+        mean[one], variance[one] = drift(mean[one], variance[one], signal, rate)
+    memory.mean, memory.variance = memory.mean.new_tensor(mean), memory.variance.new_tensor(variance)
+    memory.count = memory.count + torch.bincount(token, minlength=len(memory.count))
+    return torch.tensor(z, dtype=torch.float64)
+
+
+def by_blocks(memory: Memory, stream: Stream, ledger: Ledger) -> None:
+    """The gate signal `entropy`, in place: a wave reads similarities alone, so a block of waves computes them at once.
+
+    They are to the slots as the block found them, and to the block's other records, which may take a slot meanwhile.
+    """
+    rows, new = ledger.rows.to(memory.key.device), stream.candidates
+    slots, wave = memory.record.shape[1], 0
+    z = ledger.by_row(standing_(memory, stream, ledger.config))
+    while wave < len(ledger.width):
+        n = ledger.width[wave]
+        block = ledger.block(wave, max(1, min(LONGEST, BLOCK // n)))
+        # what a bucket lacks is computed for another's record, in vain
+        row = rows[torch.from_numpy(block.clip(max=len(rows) - 1)).to(rows.device)]
+        asked = new.key[row], new.token[row], new.record[row]
+        used = int((ledger.rank[:n] > -np.inf).any(0).sum())
+        near = np.full((*block.shape, slots), np.inf, dtype=ledger.known.dtype)
+        if used:
+            held = (tensor[:n, :used] for tensor in (memory.key, memory.token, memory.record))
+            near[..., :used] = nearness(*asked, *held).cpu()
+        ledger.enter(block, z[block], near, nearness(*asked, *asked).cpu().numpy())
+        flush_(memory, stream, ledger, rows, n)
+        wave += block.shape[1]
+
+
+def nearness(key: Tensor, token: Tensor, record: Tensor, other: Tensor, others: Tensor, held: Tensor) -> Tensor:
+    """How far C records of n buckets are from M others, [n, C, M], so ordered that the least is what a read takes.
+
+    1 - similarity, less 2 if the token is the same (the hard read comes first), infinite for the record itself and
+    for what is empty. Keys [n, ·, D], token and record [n, ·].
+    """
+    far = 1 - (key @ other.mT).clamp(0, 1)
+    far -= 2 * (token[..., None] == others[:, None])
+    return far.masked_fill_((record[..., None] == held[:, None]) | (held == EMPTY)[:, None], math.inf)
+
+
+@torch.no_grad()
+def warm_in_full(memory: Memory, stream: Stream, config: NexusConfig, decode: Decode | None = None) -> Warmed:
+    """`warm`, with what happened in each bucket besides."""
+    started = time.perf_counter()
+    ledger = Ledger(memory, stream, config)
+    device = memory.key.device
+    warmed = memory.arrange(ledger.order.to(device))
+    warmed.mean, warmed.variance, warmed.count = memory.mean.clone(), memory.variance.clone(), memory.count.clone()
+    if config.gate_signal == "residual":
+        by_waves(warmed, stream, ledger, decode)
+    else:
+        by_blocks(warmed, stream, ledger)
+    warmed = warmed.arrange(ledger.order.argsort().to(device))
+    report, total = ledger.report(memory.record.shape[1]), max(len(stream.signal), 1)
+    admitted, primed = float(report.admitted.sum()), float(ledger.primed.sum())
     diagnostics = {
         "write_density": admitted / total,
         "primed_density": primed / total,
         "gated_density": (admitted - primed) / total,
-        "stored": float(stored),
-        "evictions": float(evicted),
-        "warm_hit_rate": hits / total,
-        "collisions": float((load - memory.key.shape[1]).clamp_min(0).sum()),
-        "occupancy": memory.occupancy,
-        "waves": float(len(groups)),
+        "stored": float(report.stored.sum()),
+        "evictions": float(report.evictions.sum()),
+        "warm_hit_rate": float(ledger.hard[:-1].sum()) / total,
+        "warm_sim_max": float((1 - ledger.novelty[:-1]).sum(dtype=float)) / total,
+        "collisions": float(report.collisions.sum()),
+        "token_collisions": float(report.token_collisions.sum()),
+        "occupancy": warmed.occupancy,
+        "waves": float(len(ledger.width)),
         "records_per_second": total / (time.perf_counter() - started),
         "memory_bytes": float(memory.bytes),
     }
-    return memory, diagnostics
+    return Warmed(warmed, diagnostics, report)
+
+
+def warm(
+    memory: Memory, stream: Stream, config: NexusConfig, decode: Decode | None = None
+) -> tuple[Memory, dict[str, float]]:
+    """Fill a copy of `memory` from the stream; returns it with the pass's diagnostics.
+
+    Means one record at a time: the same records in the same slots, values to float tolerance. `decode` maps what was
+    read and base predictions [n, K] to residuals [n, K], for the gate signal `residual` alone. Raises ValueError if
+    a token's records lie in several buckets. `warm_in_full` also tells of each bucket.
+    """
+    warmed = warm_in_full(memory, stream, config, decode)
+    return warmed.memory, warmed.diagnostics

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from mantra_ray.config import (
+    LAPTOP,
     DataConfig,
     EvaluationConfig,
     ExperimentConfig,
@@ -23,9 +24,10 @@ from mantra_ray.config import (
     SimulationConfig,
     SplitConfig,
     SplitKind,
-    flatten,
+    TraitsConfig,
 )
 from mantra_ray.errors import InputError
+from mantra_ray.fields import flatten
 from mantra_ray.sweep.spec import SweepSpec
 
 
@@ -35,8 +37,8 @@ def shown(metavar: str, default: str = "") -> Any:
 
 
 @dataclass(frozen=True)
-class Options:
-    """Options of a sweep."""
+class ExperimentOptions:
+    """Options of every command that works on an experiment's data."""
 
     data: Annotated[str, shown("NAME|FILE", "sim")] = "sim"
     """A built-in data set (sim, morphic) or a file of yours (.npz or .parquet)."""
@@ -45,9 +47,9 @@ class Options:
     graph: Annotated[str, shown("FILE", "made by co-expression")] = ""
     """Prior gene graph (.csv, .tsv, .parquet: source, target, optional weight)."""
     loadings: Annotated[str, shown("FILE", "fitted")] = ""
-    """Gene-to-program loadings W (.npy [G, K], or .csv/.parquet with gene names)."""
+    """Gene-to-program loadings W (.npy [G, K], .csv/.parquet with gene names, or cnmf's folder)."""
     traits: Annotated[tuple[str, ...], shown("NAME=FILE ...", "traits are left out")] = ()
-    """Gene effects on traits (columns symbol or ensg, b, se)."""
+    """Gene effects on traits (symbol or ensg, b, se; or an SMR table); NAME=FILE:loss where b is that of losing it."""
     classes: Annotated[str, shown("FILE", "unknown")] = ""
     """Functional classes of the regulators (.csv: regulator, class)."""
     genes: int = 2000
@@ -55,12 +57,51 @@ class Options:
     clip: float = 5.0
     """Expression changes are clipped to plus or minus this many log2 units."""
 
-    splits: Annotated[tuple[str, ...], shown("KIND ...", "all that make sense for the data")] = ()
-    """What is held out: seen, strategy, context, unseen."""
     test_fraction: float = 0.2
     """Share of the eligible units that are tested."""
     validation_fraction: float = 0.1
     """Share of the eligible units on which choices are made."""
+    nexus: NexusConfig = field(default_factory=lambda: NexusConfig(**LAPTOP))
+    """The memory."""
+    grn: GrnConfig = field(default_factory=GrnConfig)
+    programs: ProgramsConfig = field(default_factory=ProgramsConfig)
+    manifold: ManifoldConfig = field(default_factory=ManifoldConfig)
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    trait: TraitsConfig = field(default_factory=TraitsConfig)
+
+    def check(self) -> None:
+        """Raise InputError for a value that cannot be."""
+        if self.genes < 0:
+            raise InputError("options", "--genes", self.genes, "must be at least 0")
+        if not self.clip > 0:
+            raise InputError("options", "--clip", self.clip, "must be above 0")
+        check_ranges(self.experiment(0))
+
+    def experiment(self, seed: int) -> ExperimentConfig:
+        """The configuration that these options describe."""
+        data = DataConfig(
+            data=self.data,
+            data_dir=self.data_dir,
+            graph=self.graph,
+            loadings=self.loadings,
+            traits=self.traits,
+            classes=self.classes,
+            genes=self.genes,
+            clip=self.clip,
+            simulation=self.simulation,
+            trait=self.trait,
+        )
+        split = SplitConfig(test_fraction=self.test_fraction, validation_fraction=self.validation_fraction)
+        return ExperimentConfig(data, split, self.programs, self.grn, self.manifold, self.nexus, self.evaluation, seed)
+
+
+@dataclass(frozen=True)
+class Options(ExperimentOptions):
+    """Options of a sweep."""
+
+    splits: Annotated[tuple[str, ...], shown("KIND ...", "all that make sense for the data")] = ()
+    """What is held out: seen, strategy, context, unseen."""
     seeds: int = 3
     """How many seeds; every configuration runs on each of them."""
     first_seed: int = 0
@@ -85,14 +126,6 @@ class Options:
     """GPUs of a trial, or of each of its workers; 0.25 lets four trials share one."""
     workers_per_trial: int = 1
     """Processes that work on one trial together."""
-
-    nexus: NexusConfig = field(default_factory=NexusConfig)
-    """The memory; an option that the recipe sweeps is fixed by giving it here."""
-    grn: GrnConfig = field(default_factory=GrnConfig)
-    programs: ProgramsConfig = field(default_factory=ProgramsConfig)
-    manifold: ManifoldConfig = field(default_factory=ManifoldConfig)
-    simulation: SimulationConfig = field(default_factory=SimulationConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     given: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # dotted names of the options on the command line
 
     def check(self) -> None:
@@ -100,43 +133,26 @@ class Options:
         for kind in self.splits:
             if kind not in get_args(SplitKind):
                 raise InputError("options", "--splits", kind, f"must be among {', '.join(get_args(SplitKind))}")
-        for name, least in (("seeds", 1), ("num_trials", 1), ("workers_per_trial", 1), ("genes", 0), ("first_seed", 0)):
+        for name, least in (("seeds", 1), ("num_trials", 1), ("workers_per_trial", 1), ("first_seed", 0)):
             if getattr(self, name) < least:
                 raise InputError("options", flag(name), getattr(self, name), f"must be at least {least}")
-        for name in ("cpus_per_trial", "clip"):
-            if not getattr(self, name) > 0:
-                raise InputError("options", flag(name), getattr(self, name), "must be above 0")
+        if not self.cpus_per_trial > 0:
+            raise InputError("options", flag("cpus_per_trial"), self.cpus_per_trial, "must be above 0")
         if not self.gpus_per_trial >= 0:
             raise InputError("options", flag("gpus_per_trial"), self.gpus_per_trial, "must not be negative")
         if "num_trials" in self.given and self.search != "sample":
             raise InputError("options", flag("num_trials"), self.num_trials, "needs --search sample")
-        check_ranges(self.base())
+        super().check()
         if self.name != Path(self.name).name or self.name == "..":
             raise InputError("options", "--name", self.name, "must be a plain name; --out sets the folder")
         check_writable(Path(self.out))
 
-    def base(self) -> ExperimentConfig:
-        """The configuration that the recipe's arms vary."""
-        data = DataConfig(
-            data=self.data,
-            data_dir=self.data_dir,
-            graph=self.graph,
-            loadings=self.loadings,
-            traits=self.traits,
-            classes=self.classes,
-            genes=self.genes,
-            clip=self.clip,
-            simulation=self.simulation,
-        )
-        split = SplitConfig(test_fraction=self.test_fraction, validation_fraction=self.validation_fraction)
-        return ExperimentConfig(
-            data, split, self.programs, self.grn, self.manifold, self.nexus, self.evaluation, self.first_seed
-        )
-
     def sweep(self, name: str, arms: Sequence[dict[str, Any]]) -> SweepSpec:
         """The sweep of a recipe's arms as these options want it."""
         seeds = tuple(range(self.first_seed, self.first_seed + self.seeds))
-        spec = SweepSpec(self.name or name, self.base(), tuple(arms), seeds, self.splits).pin(self.given)
+        spec = SweepSpec(self.name or name, self.experiment(self.first_seed), tuple(arms), seeds, self.splits).pin(
+            self.given
+        )
         return spec.sample(self.num_trials, self.first_seed) if self.search == "sample" else spec
 
 
@@ -144,9 +160,10 @@ class Options:
 SMOKE = Options(
     seeds=2,
     genes=60,
-    nexus=NexusConfig(epochs=2, d_model=16, layers=1, heads=2, top_programs=3),
+    nexus=NexusConfig(**LAPTOP | {"d_model": 16}, epochs=2, heads=2, top_programs=3),
     grn=GrnConfig(hidden=8, layers=1, epochs=1, folds=2),
     programs=ProgramsConfig(k=6, restarts=1),
+    manifold=ManifoldConfig(updates=50, hidden=32, cells=200),
     simulation=SimulationConfig(regulators=24, doses=(0.5, 0.95), states=2, genes=60, programs=6),
     evaluation=EvaluationConfig(bootstrap=100),
 )
@@ -154,16 +171,24 @@ SMOKE = Options(
 
 SMALLEST = 1e-6  # of what must be above 0
 RANGES = {
+    "data.trait.heidi data.trait.p_smr": (0, 1),
     "nexus.surprisal_weight nexus.rarity_weight nexus.novelty_weight": (0, math.inf),
     "nexus.load nexus.priming nexus.epochs nexus.layers nexus.weight_decay nexus.language_weight": (0, math.inf),
     "nexus.buckets nexus.slots nexus.batch nexus.heads nexus.d_model": (1, math.inf),
-    "nexus.top_programs nexus.magnitude_bins nexus.dose_bins": (1, math.inf),
-    "nexus.tau nexus.learning_rate grn.learning_rate": (SMALLEST, math.inf),
+    "nexus.top_programs nexus.magnitude_bins nexus.dose_bins nexus.window nexus.hash_heads": (1, math.inf),
+    "nexus.top_genes nexus.language_epochs": (0, math.inf),
+    "nexus.tau nexus.learning_rate grn.learning_rate grn.memory": (SMALLEST, math.inf),
+    "grn.threshold": (0, 1),
     "nexus.query_alpha nexus.hide_state nexus.hide_regulator nexus.language_share": (0, 1),
     "nexus.ema nexus.dropout": (0, 1 - SMALLEST),
-    "grn.hidden grn.layers grn.epochs grn.batch programs.k programs.restarts": (1, math.inf),
+    "grn.hidden grn.layers grn.epochs grn.batch grn.top_k programs.k programs.restarts": (1, math.inf),
+    "programs.iterations": (1, math.inf),
+    "programs.density programs.tolerance": (SMALLEST, math.inf),
     "grn.folds": (2, math.inf),
     "grn.weight_decay manifold.smoothing evaluation.rare_records": (0, math.inf),
+    "manifold.steps manifold.reach manifold.penalty manifold.updates": (0, math.inf),
+    "manifold.cells manifold.components manifold.hidden": (1, math.inf),
+    "manifold.noise": (SMALLEST, math.inf),
     "evaluation.bootstrap": (1, math.inf),
     "evaluation.confidence": (SMALLEST, 1 - SMALLEST),
     "evaluation.outlier_quantile": (0, 1),
@@ -193,8 +218,9 @@ def check_ranges(config: ExperimentConfig) -> None:
             if not low <= values[name] <= high:
                 wanted = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
                 raise InputError("options", flag(name), values[name], f"must be {wanted}")
-    if math.isnan(config.nexus.regret_gamma):
-        raise InputError("options", flag("nexus.regret_gamma"), config.nexus.regret_gamma, "must be a number")
+    for name in ("nexus.regret_gamma", "nexus.pathway_gamma"):  # may be infinite
+        if math.isnan(values[name]):
+            raise InputError("options", flag(name), values[name], "must be a number")
     if config.nexus.d_model % config.nexus.heads:
         raise InputError("options", flag("nexus.d_model"), config.nexus.d_model, "must be a multiple of the heads")
 

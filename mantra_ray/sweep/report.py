@@ -13,11 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from mantra_ray.evaluation.statistics import Interval
+from mantra_ray.sweep.paired import Paired, against_default
 from mantra_ray.sweep.progress import clock
 from mantra_ray.sweep.spec import GEOMETRIES
 from mantra_ray.sweep.store import Store
 from mantra_ray.sweep.summary import (
     CEILING,
+    DEFAULTS,
     MEMORY,
     Arm,
     Configuration,
@@ -30,6 +32,8 @@ from mantra_ray.sweep.summary import (
 
 SHORT = {"nexus.regret_gamma": "gamma", "nexus.query_alpha": "alpha"}
 GEOMETRY = ("nexus.buckets", "nexus.slots")
+WIDEST = 4  # settings that get a column each; beyond, one column says what differs from the default
+COMPARED = 24  # configurations at most for which every comparison with the default is printed
 OUTCOMES = ("seeds", "density", "occupancy")  # columns that are no settings
 NAMES = {shape: name for name, shape in GEOMETRIES.items()}
 
@@ -62,6 +66,10 @@ def print_summary(root: Path, console: Console) -> None:
         if group:
             say("\n" + heading(group), style="bold")
             print_by_split(console, list(arms), lambda splits, group=group: group_table(group, found, splits))
+    compared = against_default(store, found) if len(found) <= COMPARED else {}
+    if compared:
+        say("\nAgainst the default, on the same test records: points of gain [interval], p (Holm)", style="bold")
+        print_by_split(console, list(arms), lambda splits: compared_table(found, compared, splits))
     if any(arms.values()):
         say("\nBaselines, and the memory as validation chooses it: program MSE, gain [interval]", style="bold")
         print_by_split(console, list(arms), lambda splits: arm_table({split: arms[split] for split in splits}))
@@ -86,9 +94,12 @@ def print_by_split(console: Console, splits: list[str], build: Callable[[list[st
 def columns(group: Sequence[Configuration]) -> dict[str, list[str]]:
     """Cells of a group's configurations by column, results apart: geometry, the other knobs, load and density."""
     found = {"geometry": [geometry(item) for item in group]} if GEOMETRY[0] in group[0].knobs else {}
-    for name in group[0].knobs:
-        if name not in (*GEOMETRY, "nexus.load"):
-            found[SHORT.get(name, name.removeprefix("nexus."))] = [text(item.knobs[name]) for item in group]
+    others = [name for name in group[0].knobs if name not in (*GEOMETRY, "nexus.load")]
+    if len(others) > WIDEST:
+        found["configuration"] = [changes(item, others) for item in group]
+    else:
+        for name in others:
+            found[shortened(name)] = [text(item.knobs[name]) for item in group]
     seeds = [[len(result.trials) for result in item.results.values()] for item in group]
     found["load"] = [f"{item.mean('load'):.3g}" for item in group]
     found["seeds"] = ["/".join(str(count) for count in dict.fromkeys(counts)) for counts in seeds]
@@ -96,6 +107,17 @@ def columns(group: Sequence[Configuration]) -> dict[str, list[str]]:
     if under_load(group[0]):  # elsewhere it is the load times the density
         found["occupancy"] = [f"{item.mean('occupancy'):.1%}" for item in group]
     return found
+
+
+def changes(item: Configuration, names: Sequence[str]) -> str:
+    """The settings among `names` in which a configuration differs from the default."""
+    differs = [name for name in names if item.values[name] != DEFAULTS[name]]
+    return ", ".join(f"{shortened(name)} {text(item.values[name])}" for name in differs) or "default"
+
+
+def shortened(name: str) -> str:
+    """A setting's name in a table."""
+    return SHORT.get(name, name.removeprefix("nexus."))
 
 
 def under_load(item: Configuration) -> bool:
@@ -135,6 +157,18 @@ def group_table(group: Sequence[Configuration], found: Sequence[Configuration], 
     return table
 
 
+def compared_table(
+    found: Sequence[Configuration], compared: dict[tuple[int, str], Paired], splits: Sequence[str]
+) -> Table:
+    """One row a configuration that was compared with the default."""
+    table = empty_table(["configuration"], splits)
+    for i in dict.fromkeys(i for i, _ in compared):
+        cells = [compared.get((i, split)) for split in splits]
+        shown = [f"{span(cell.difference)}  {cell.p_value:.2g}" if cell else "-" for cell in cells]
+        table.add_row(changes(found[i], list(found[i].knobs)), *shown)
+    return table
+
+
 def arm_table(arms: dict[str, dict[str, Arm]]) -> Table:
     """One row an arm, best first on the first split, the noise ceiling last; for each split the error and the gain."""
     first = next(iter(arms.values()))
@@ -153,7 +187,9 @@ def empty_table(labels: Sequence[str], splits: Sequence[str]) -> Table:
     """A narrow table, `labels` and then a column a split."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for label in [*labels, *splits]:
-        table.add_column(label, justify="left" if label in ("arm", "geometry") else "right", no_wrap=True)
+        table.add_column(
+            label, justify="left" if label in ("arm", "geometry", "configuration") else "right", no_wrap=True
+        )
     return table
 
 

@@ -17,7 +17,9 @@ from ray import tune
 from rich.console import Console
 
 from mantra_ray.data.catalog import load_screen
+from mantra_ray.data.controls import with_controls
 from mantra_ray.data.splits import make_split
+from mantra_ray.fields import replace as replace_fields
 from mantra_ray.files import atomic
 from mantra_ray.forward import Fold
 from mantra_ray.provenance import code_version, provenance
@@ -64,7 +66,8 @@ def run_sweep(spec: SweepSpec, options: Options, console: Console, run: Callable
     with Display(console) as display:
         try:
             display.say(f"Sweep {spec.name}: loading {spec.base.data.data}")
-            screen = load_screen(spec.base.data)
+            arms = [replace_fields(spec.base, **arm) for arm in (*spec.arms, {})]
+            screen = with_controls(load_screen(spec.base.data), arms)
             for note in screen.notes:
                 display.say(f"Note: {note}")
             trials = replace(spec, splits=spec.splits or screen.splits).trials(screen.sha256, code_version(*CODE))

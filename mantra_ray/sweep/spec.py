@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mantra_ray.config import ExperimentConfig, NexusConfig, SplitKind, digest, flatten, identity, replace, unflatten
+from mantra_ray.config import ExperimentConfig, NexusConfig, SplitKind
+from mantra_ray.fields import digest, flatten, identity, replace, unflatten
 
 GEOMETRIES = {"safe": (512, 32), "aggressive": (2048, 8), "extreme": (4096, 4)}  # buckets, slots
 

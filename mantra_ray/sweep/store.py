@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from mantra_ray.config import ExperimentConfig, flatten
+from mantra_ray.config import ExperimentConfig
+from mantra_ray.fields import flatten
 from mantra_ray.files import atomic
 from mantra_ray.sweep.spec import TrialSpec
 

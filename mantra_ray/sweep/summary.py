@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 
-from mantra_ray.config import ExperimentConfig, flatten
+from mantra_ray.config import ExperimentConfig
 from mantra_ray.errors import InputError
 from mantra_ray.evaluation.statistics import Interval, nested_difference, nested_gain
+from mantra_ray.fields import flatten
+from mantra_ray.sweep.options import ExperimentOptions
 from mantra_ray.sweep.store import Store
 
 PAIRED = ("seed", "split.kind")
@@ -21,7 +23,7 @@ FLOOR = "noise_floor_mse"
 CEILING = "noise_ceiling"
 MEMORY = ("memory_off", "memory_shuffled", "memory_on")
 COLUMNS = ["arm", "seed", "regulator", "squared_error", "reference_error"]
-DEFAULTS = flatten(ExperimentConfig())
+DEFAULTS = flatten(ExperimentOptions().experiment(0))
 TIE = 1e-6  # gains that differ by less are the same
 
 

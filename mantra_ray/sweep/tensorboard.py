@@ -8,7 +8,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
-from mantra_ray.config import flatten
+from mantra_ray.fields import flatten
 from mantra_ray.sweep.spec import TrialSpec
 
 

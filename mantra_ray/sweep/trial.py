@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from mantra_ray.baselines import baseline_predictions
 from mantra_ray.evaluation.evaluate import evaluate
-from mantra_ray.forward import Fold, Prediction, predict
-from mantra_ray.nexus.warming import warm
+from mantra_ray.forward import Fold, Prediction
+from mantra_ray.nexus.adapter import trimmed
 from mantra_ray.sweep.spec import TrialSpec
-from mantra_ray.training.residual import OnEpoch, Trained, predict_residual, train_nexus
+from mantra_ray.training.nexus import Trained
+from mantra_ray.training.recursive import train_memory
+from mantra_ray.training.residual import OnEpoch, read_only
 
 
 @dataclass
@@ -26,25 +29,29 @@ class TrialOutcome:
     curves: list[dict]
 
 
-def run_trial(spec: TrialSpec, fold: Fold, on_epoch: OnEpoch | None = None) -> TrialOutcome:
-    """Run a trial in this process; `on_epoch(epoch, metrics)` is called as training goes on."""
+def run_trial(spec: TrialSpec, fold: Fold, folder: Path, on_epoch: OnEpoch | None = None) -> TrialOutcome:
+    """Run a trial in this process; `on_epoch(epoch, metrics)` is called as training goes on.
+
+    `folder` is that of the fold's file, where its networks lie too.
+    """
     config = spec.config
     if spec.kind == "baselines":
         tables = evaluate(fold, baseline_predictions(fold, config.seed), config.evaluation, config.seed)
-        return TrialOutcome({}, tables.scores, tables.records, [])
+        return TrialOutcome(dict(fold.meta.get("realism", {})), tables.scores, tables.records, [])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     started = time.perf_counter()
-    trained = train_nexus(fold, config.nexus, config.seed, on_epoch=on_epoch, device=device)
+    trained = train_memory(fold, folder, config.nexus, config.seed, on_epoch, device)
     training = time.perf_counter() - started
     predictions, diagnostics = memory_arms(fold, trained, config.seed)
     tables = evaluate(fold, predictions, config.evaluation, config.seed)
-    slots = trained.memory.record.shape
+    routes = trained.model.routes
+    buckets, slots = sum(route.buckets for route in routes), sum(route.buckets * route.slots for route in routes)
     diagnostics |= {
-        "buckets": float(slots[0]),
-        "slots": float(slots[1]),
-        "load": len(fold.train) / (slots[0] * slots[1]),
+        "buckets": float(buckets),
+        "slots": slots / buckets,
+        "load": len(fold.train) * len(routes) / slots,  # every manifold is offered every record
         "training_seconds": training,
-    }
+    } | fold.meta.get("realism", {})
     return TrialOutcome(diagnostics, tables.scores, tables.records, trained.curves)
 
 
@@ -54,22 +61,22 @@ def memory_arms(fold: Fold, trained: Trained, seed: int) -> tuple[dict[str, Pred
 
     Shuffled: the same weights and keys, each record's content exchanged for that of another training record.
     """
-    model, records = trained.model, trained.records
+    model, records = trained.model, trained.inputs.records
     device = records.record.device
     train = records.take(torch.tensor(fold.train, device=device))
     order = torch.tensor(np.random.default_rng(seed).permutation(len(train)), device=device)
     train.residual, train.base = train.residual[order], train.base[order]
-    shuffled, _ = warm(model.empty_memory(), model.stream(train), model.config, decode=model.decode)
-    memories = {"memory_off": model.empty_memory(), "memory_shuffled": shuffled, "memory_on": trained.memory}
-    everything, predictions = np.arange(len(records)), {}
-    for arm, memory in memories.items():
-        correction = predict_residual(model, memory.trim(), records) * trained.scale
-        predictions[arm] = predict(fold, everything, correction.cpu().numpy())
-    _, gate, found, _ = model(trained.memory.trim(), records.take(torch.tensor(fold.test, device=device)))
+    memories = {"memory_off": model.empty_memory(), "memory_shuffled": model.warm(train)[0], "memory_on": None}
+    predictions = {arm: trained.predict(fold, memory) for arm, memory in memories.items()}
+    read = read_only(model, trimmed(trained.memories), records.take(torch.tensor(fold.test, device=device)))
     diagnostics = trained.diagnostics | {
-        "hard_hit_rate": float(found.hard.float().mean()),
-        "gate_mean": float(gate.mean()),
-        "sim_max_mean": float(found.sim_max.mean()),
-        "read_entropy": float(found.entropy.mean()),
+        "hard_hit_rate": _mean(found.hard.float() for found in read.found),
+        "gate_mean": float(read.gate.mean()),
+        "sim_max_mean": _mean(found.sim_max for found in read.found),
+        "read_entropy": _mean(found.entropy for found in read.found),
     }
     return predictions, diagnostics
+
+
+def _mean(values) -> float:
+    return float(torch.stack(list(values)).mean())

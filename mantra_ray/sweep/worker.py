@@ -53,7 +53,7 @@ class Bench:
 def execute(spec: TrialSpec, fold: SharedFold, bench: Bench, board: TrialBoard) -> TrialOutcome:
     """Run a trial in this process, or a memory's on several Ray Train workers if the bench has more than one."""
     if bench.workers == 1 or spec.kind == "baselines":
-        return run_trial(spec, ray.get(fold.reference), board.epoch)
+        return run_trial(spec, ray.get(fold.reference), fold.path.parent, board.epoch)
     resources = {"CPU": bench.cpus} | ({"GPU": bench.gpus} if bench.gpus else {})
     trainer = TorchTrainer(
         _rank,
@@ -76,7 +76,7 @@ def _rank(config: dict[str, Any]) -> TrialOutcome:
         torch.cuda.set_device(get_device())
     spec, fold = TrialSpec.from_json(config["spec"]), Fold.load(config["fold"])
     try:
-        return run_trial(spec, fold, board.epoch if first else None)
+        return run_trial(spec, fold, config["fold"].parent, board.epoch if first else None)
     finally:
         board.close()  # this process may end without a chance to write what waits
 

@@ -1,4 +1,4 @@
-"""Cross-fitting units of the GRN-GNN, side by side on the workers of one Ray Train run."""
+"""Units of training (cross-fitted GRN-GNNs, energies), side by side on the workers of one Ray Train run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from mantra_ray.cascade.grn import fit_grn, grn_inputs, predict_grn
-from mantra_ray.config import GrnConfig, digest
-from mantra_ray.data.graph import Graph, coexpression_graph
+from mantra_ray.cascade.energy import Energy
+from mantra_ray.cascade.grn import Penalty, fit_grn, grn_inputs, predict_grn
+from mantra_ray.config import GrnConfig
+from mantra_ray.data.graph import Graph, coexpression_graph, union
+from mantra_ray.data.screen import Controls
+from mantra_ray.fields import digest
 from mantra_ray.files import atomic
+from mantra_ray.training.networks import network_arrays
 
 Progress = Callable[[int, int, str], None]
 
@@ -32,24 +37,44 @@ class Records:
     gene_names: tuple[str, ...]
     regulator_names: tuple[str, ...]
     states: int
-    graph: Graph | None  # None: by co-expression of the unit's rows
+    graph: Graph | None  # the given one
+    controls: Controls | None = None  # unperturbed cells, for the energy and for co-expression
+    regulator_class: np.ndarray | None = None  # [R] int64, -1 where unknown
 
 
 @dataclass(frozen=True)
 class Unit:
     """One network to train: the complement of one cross-fitting fold."""
 
-    path: Path  # of its predictions, named by the hash of all that they depend on
+    path: Path  # of its predictions and its network, named by the hash of all that they depend on
     rows: np.ndarray  # records to train on
     genes: np.ndarray  # columns that are kept
     clip: float  # changes are clipped to plus or minus this
     config: GrnConfig
     seed: int
+    energy: Path | None = None  # of predicted states, which is part of the loss
+    penalty: float = 0.0  # its weight
 
     @property
     def cost(self) -> int:
         """What its training time grows with."""
         return len(self.rows) * len(self.genes) * self.config.epochs * self.config.hidden
+
+    def train(self, records: Records, device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
+        """As `train_unit`."""
+        return train_unit(records, self, device)
+
+
+class TrainingUnit(Protocol):
+    """What a worker trains on its own and leaves at `path`."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def cost(self) -> int: ...
+
+    def train(self, records: Records, device: torch.device | str = "cpu") -> dict[str, np.ndarray]: ...
 
 
 def node_names(gene_names: Sequence[str], regulator_names: Sequence[str]) -> list[str]:
@@ -58,10 +83,26 @@ def node_names(gene_names: Sequence[str], regulator_names: Sequence[str]) -> lis
     return [*gene_names, *(name for name in regulator_names if name not in genes)]
 
 
+def graph_of(records: Records, unit: Unit, changes: np.ndarray, nodes: Sequence[str]) -> Graph:
+    """The graph on the network's nodes that the unit's config asks for; `changes` [n, G] are those it trains on."""
+    config, genes = unit.config, nodes[: len(unit.genes)]
+    none = Graph(tuple(nodes), *(np.zeros(0, kind) for kind in (np.int64, np.int64, np.float32)))
+    given = none if records.graph is None or config.prior in ("coexpression", "none") else records.graph.restrict(nodes)
+    if config.prior == "none" or (config.prior == "given" and records.graph is not None):
+        return given
+    profiles = changes
+    if records.controls is not None and config.prior != "given":
+        profiles, state = records.controls.profiles[:, unit.genes], records.controls.state
+        for s in np.unique(state):  # how states differ is no regulation
+            profiles[state == s] -= profiles[state == s].mean(0)
+    return union(given, coexpression_graph(profiles, genes, config.top_k, config.threshold).restrict(nodes))
+
+
 def train_unit(records: Records, unit: Unit, device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
     """Train one unit's network and predict all records.
 
-    Returns base [N, G] float32, the network's number of edges and of regulators with edges, and the seconds taken.
+    Returns base [N, G] float32, the network's number of edges and of regulators with edges, the seconds taken, and
+    what the network is rebuilt from (`network_arrays`).
     Only `unit.rows` of the changes are looked at.
     """
     started = time.perf_counter()
@@ -70,17 +111,31 @@ def train_unit(records: Records, unit: Unit, device: torch.device | str = "cpu")
     nodes = node_names(genes, records.regulator_names)
     place = {name: i for i, name in enumerate(nodes)}
     regulator_node = np.array([place[name] for name in records.regulator_names], np.int64)
-    graph = (coexpression_graph(changes, genes) if records.graph is None else records.graph).restrict(nodes)
+    graph = graph_of(records, unit, changes, nodes)
     inputs = grn_inputs(graph.source, graph.target, graph.weight, regulator_node, changes, records.states)
     who = (records.regulator, records.dose, records.state)
-    model = fit_grn(inputs, *(array[unit.rows] for array in who), changes, unit.config, unit.seed, device)
+    mine = (array[unit.rows] for array in who)
+    classes, penalty = records.regulator_class, _penalty(unit, device)
+    model = fit_grn(inputs, *mine, changes, unit.config, unit.seed, device, penalty, classes)
     base = predict_grn(model, inputs, *who)
     connected = np.isin(regulator_node, np.concatenate([inputs.source, inputs.target])).sum()
     numbers = {"edges": len(inputs.source), "regulators": connected, "seconds": time.perf_counter() - started}
-    return {"base": base, **{name: np.array(value) for name, value in numbers.items()}}
+    numbers = {name: np.array(value) for name, value in numbers.items()}
+    return {"base": base, **numbers, **network_arrays(model, inputs, unit.config)}
 
 
-def save_unit(unit: Unit, result: dict[str, np.ndarray]) -> None:
+def _penalty(unit: Unit, device: torch.device | str) -> Penalty | None:
+    """The weighted mean relative energy of predicted states, where the unit asks for it."""
+    if unit.energy is None or not unit.penalty:
+        return None
+    arrays = load_unit(unit.energy)
+    if arrays is None:
+        raise FileNotFoundError(f"{unit.energy}: the energy is not there, or damaged")
+    energy = Energy.from_arrays(arrays, device)
+    return lambda change, state: unit.penalty * energy.relative(change, state).mean()
+
+
+def save_unit(unit: TrainingUnit, result: dict[str, np.ndarray]) -> None:
     """Write a unit's result atomically."""
     with atomic(unit.path) as partial, partial.open("wb") as handle:
         np.savez(handle, **result)
@@ -95,7 +150,7 @@ def load_unit(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def shares(units: Sequence[Unit], workers: int) -> list[list[Unit]]:
+def shares(units: Sequence[TrainingUnit], workers: int) -> list[list[TrainingUnit]]:
     """Units of each worker, longest first and dealt in turn, so that the units of one round are alike in length."""
     order = sorted(units, key=lambda unit: (-unit.cost, str(unit.path)))
     return [order[rank::workers] for rank in range(workers)]
@@ -117,13 +172,13 @@ def _worker_loop(config: dict) -> None:
     mine = shares(config["units"], config["workers"])[ray.train.get_context().get_world_rank()]
     for turn in range(-(-len(config["units"]) // config["workers"])):
         if turn < len(mine):
-            save_unit(mine[turn], train_unit(records, mine[turn], device))
+            save_unit(mine[turn], mine[turn].train(records, device))
         ray.train.report({"round": turn + 1})
 
 
 def run_units(
     records: Records,
-    units: Sequence[Unit],
+    units: Sequence[TrainingUnit],
     workers: int,
     gpus: float,
     storage: Path,
@@ -158,7 +213,7 @@ def run_units(
         watcher.join()
 
 
-def _watch(units: Sequence[Unit], finished: threading.Event, on_progress: Progress | None) -> None:
+def _watch(units: Sequence[TrainingUnit], finished: threading.Event, on_progress: Progress | None) -> None:
     """Tell `on_progress` how many units lie on disk, each time that there are more."""
     told = -1
     while on_progress is not None:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mantra_ray.cascade.graph_inputs import SignedEdges
+from mantra_ray.cascade import rounds
+from mantra_ray.cascade.graph_inputs import kinship
 from mantra_ray.cascade.grn import Grn, fit_grn, grn_inputs, predict_grn
+from mantra_ray.cascade.rounds import SignedEdges
 from mantra_ray.config import GrnConfig
 
 GENES, REGULATORS = 30, 10
@@ -48,14 +50,54 @@ def test_generalises_to_an_unseen_regulator_and_fits_what_it_saw(screen):
     assert error[~unseen].mean() < 0.3 * np.square(changes[~unseen]).mean()
 
 
-def test_unseen_regulator_has_no_embedding_of_its_own(screen):
+def test_an_unseen_regulator_takes_after_its_relatives_and_nothing_else(screen, monkeypatch):
     _, regulator, _, _, changes = screen
     rows = np.flatnonzero(regulator < 8)
-    model, _, predicted = fit(screen, rows)
-    assert not model.own[8:].any() and model.own[:8].any()
+    model, inputs, predicted = fit(screen, rows)
+    share = kinship(inputs, np.arange(REGULATORS) < 8, None)
+    np.testing.assert_allclose(model.own[8:].detach(), share @ model.own[:8].detach().numpy(), rtol=1e-5)
+    assert model.own[8:].any()
     wild = changes.copy()
     wild[regulator >= 8] = 1e3
     np.testing.assert_array_equal(fit(screen, rows, wild)[2], predicted)
+    made = Grn.__init__
+
+    def start_anywhere(self, *args):
+        made(self, *args)
+        torch.nn.init.constant_(self.own[8:], 7.0)
+
+    monkeypatch.setattr(Grn, "__init__", start_anywhere)
+    np.testing.assert_array_equal(fit(screen, rows)[2], predicted)
+
+
+def test_a_regulator_without_relatives_takes_after_its_class_and_without_one_after_all(screen):
+    (source, target, weight), regulator, dose, state, changes = screen
+    nodes = np.array([*range(REGULATORS - 2), GENES, GENES + 1])  # the last two are in no edge
+    kept = source < REGULATORS - 2
+    rows = np.flatnonzero(regulator < 8)
+    inputs = grn_inputs(source[kept], target[kept], weight[kept], nodes, changes[rows], 2)
+    classes = np.array([0, 0, 1, 1, 1, -1, -1, -1, 1, 2])
+
+    def own(observed):
+        who = (array[rows] for array in (regulator, dose, state))
+        model = fit_grn(inputs, *who, observed[rows], CONFIG, 0, regulator_class=classes)
+        return model.own.detach().numpy()
+
+    first = own(changes)
+    np.testing.assert_allclose(first[8], first[2:5].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(first[9], first[:8].mean(0), rtol=1e-5)
+    other = changes.copy()
+    other[regulator == 3] *= -1  # a class-mate
+    assert np.abs(own(other)[8] - first[8]).max() > 1e-3
+
+
+def test_relatives_are_weighed_by_the_nodes_that_both_touch():
+    source, target = np.array([0, 0, 1, 1, 2, 2]), np.array([3, 4, 3, 4, 4, 5])
+    inputs = grn_inputs(source, target, np.ones(6, np.float32), np.arange(3), np.zeros((2, 6), np.float32), 1)
+    share = kinship(inputs, np.array([False, True, True]), None).toarray()
+    np.testing.assert_allclose(share, [[2 / 3, 1 / 3]])
+    direct = grn_inputs(np.array([0]), np.array([1]), np.ones(1, np.float32), np.arange(3), np.zeros((2, 6)), 1)
+    np.testing.assert_allclose(kinship(direct, np.array([False, True, True]), None).toarray(), [[1, 0]])
 
 
 def test_same_bits_for_the_same_seed_and_whatever_the_global_generator(screen):
@@ -68,8 +110,8 @@ def test_same_bits_for_the_same_seed_and_whatever_the_global_generator(screen):
     torch.random.set_rng_state(state)
 
 
-def dense_forward(model, inputs, regulator, dose, state):
-    """The network as a plain loop over records, with dense matrices in float64."""
+def dense_forward(model, inputs, regulator, dose, state, shift=None):
+    """The network as a plain loop over records, with dense matrices in float64; `shift` [rounds, V, B, H]."""
     nodes = len(inputs.features)
     weight = inputs.weight.astype(float)
     down, up = np.zeros((nodes, nodes)), np.zeros((nodes, nodes))
@@ -82,7 +124,7 @@ def dense_forward(model, inputs, regulator, dose, state):
         up[i, j] += w / np.sqrt(max(outgoing[i], 1))
     down, up = torch.from_numpy(down), torch.from_numpy(up)
     out = []
-    for r, d, s in zip(regulator, dose, state, strict=True):
+    for b, (r, d, s) in enumerate(zip(regulator, dose, state, strict=True)):
         d = torch.tensor(float(d), dtype=torch.float64)
         condition = torch.stack([d, torch.log2((1 - d).clamp_min(1 / 32)) / 4, *torch.eye(2, dtype=torch.float64)[s]])
         node = model.node[r]
@@ -90,12 +132,13 @@ def dense_forward(model, inputs, regulator, dose, state):
         change = torch.zeros_like(hidden)
         change[node] = d * (model.perturbation + model.own[r])
         for layer, (message, film) in enumerate(zip(model.message, model.film, strict=True)):
-            gain, shift = (1 + film(condition)[: model.hidden]), film(condition)[model.hidden :]
+            gain, offset = (1 + film(condition)[: model.hidden]), film(condition)[model.hidden :]
+            entering = 0 if shift is None else shift[layer][:, b]
             sent = message(hidden + change if layer == 0 else hidden)
             half = model.hidden // 2
             received = torch.cat([down @ sent[:, :half], up @ sent[:, half:]], 1)
             kept = model.stay(hidden + change) * gain if layer == 0 else hidden
-            hidden = torch.nn.functional.leaky_relu(kept + gain * received + shift, 0.1)
+            hidden = torch.nn.functional.leaky_relu(kept + gain * received + offset, 0.1) + entering
         common = model.common_genes @ model.common(torch.cat([hidden[node], condition]))
         result = (hidden[:GENES] * (model.readout + model.gene_readout)).sum(1) + common
         if node < GENES:
@@ -127,6 +170,55 @@ def test_changes_and_gradients_equal_those_of_a_dense_loop(screen, layers):
         np.testing.assert_allclose(mine, its, rtol=1e-3, atol=2e-5 * its.abs().max().item())
     predicted = predict_grn(model, inputs, regulator, dose, state, batch=2)
     np.testing.assert_allclose(predicted, found.detach() * inputs.scale, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("part", "block"), [(3, 2**22), (1, 1), (60, 2 * GENES * 8)])
+def test_parts_of_a_batch_and_blocks_of_a_round_leave_the_numbers_as_they_are(screen, monkeypatch, part, block):
+    graph, regulator, dose, state, changes = screen
+    inputs = grn_inputs(*graph, np.arange(REGULATORS), changes, 2)
+    rows = [torch.from_numpy(array) for array in (regulator, dose, state)]
+    direction = torch.randn(60, GENES)
+    sizes, found = [], []
+    whole = Grn._changes
+    monkeypatch.setattr(
+        Grn, "_changes", lambda self, first, who, *rest: (sizes.append(len(who)), whole(self, first, who, *rest))[1]
+    )
+    for memory in (1.0, part * 4 * GENES * 8 * 4 / 2**30):
+        torch.manual_seed(0)
+        model = Grn(inputs, dataclasses.replace(CONFIG, layers=4, memory=memory))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        out = model(*rows)
+        (out * direction).sum().backward()
+        found.append([out.detach(), *(parameter.grad for parameter in model.parameters())])
+        monkeypatch.setattr(rounds, "BLOCK", block)
+    assert sizes[0] == 60 and set(sizes[1:]) == {part}
+    for mine, its in zip(*found, strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-3, atol=1e-5 * its.abs().max().item())
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_shift_enters_every_round_and_none_changes_nothing(screen, layers):
+    graph, regulator, dose, state, changes = screen
+    inputs = grn_inputs(*graph, np.array([*range(REGULATORS - 1), GENES]), changes, 2)
+    torch.manual_seed(0)
+    model = Grn(inputs, dataclasses.replace(CONFIG, layers=layers))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    rows = [torch.from_numpy(array[5:16]) for array in (regulator, dose, state)]
+    shifts = torch.randn(layers, GENES + 1, 11, 8, requires_grad=True)
+    found = model(*rows, lambda layer: shifts[layer])
+    exact = copy.deepcopy(model).double()
+    doubled = shifts.detach().double().requires_grad_()
+    expected = dense_forward(exact, inputs, *(array[5:16] for array in (regulator, dose, state)), shift=doubled)
+    np.testing.assert_allclose(found.detach(), expected.detach(), rtol=1e-3, atol=1e-4)
+    direction = torch.randn(found.shape)
+    (found * direction).sum().backward()
+    (expected * direction).sum().backward()
+    np.testing.assert_allclose(shifts.grad, doubled.grad, rtol=1e-3, atol=1e-4 * doubled.grad.abs().max().item())
+    assert all(gradient.any() for gradient in shifts.grad)  # no round is left out
+    still = model(*rows, lambda _: torch.zeros(1, 1, 8))
+    np.testing.assert_allclose(still.detach(), model(*rows).detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_records_of_a_batch_do_not_touch(screen):

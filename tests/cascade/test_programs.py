@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mantra_ray.cascade.programs import check_rank, fit_programs
+from mantra_ray.cascade.programs import check_rank, choose_k, fit_programs, halves
 from mantra_ray.config import ProgramsConfig
 from mantra_ray.errors import InputError
 
@@ -67,3 +67,33 @@ def test_check_rank_names_the_fault():
         check_rank(np.concatenate([good, good[:, :1]], axis=1), "W.npy")
     with pytest.raises(InputError, match="without weight"):
         check_rank(good * [1, 0, 1], "W.npy")
+
+
+def test_refitted_programs_keep_the_loadings_inside_a_set():
+    loadings, changes = planted(noise=0.2)
+    fitted = fit_programs(changes, ProgramsConfig(k=4, restarts=5), seed=0)
+    assert np.diag(loadings.T @ fitted[:, (loadings.T @ fitted).argmax(1)]).min() > 0.97
+
+
+def test_halves_are_the_changes_and_no_row_is_empty():
+    changes = np.array([[1, -2], [0, 0], [3, 0]], np.float32)
+    np.testing.assert_array_equal(halves(changes), [[1, 0], [3, 0], [0, 2]])
+
+
+def test_the_planted_number_of_programs_is_chosen():
+    rows, config = halves(planted(programs=5)[1].astype(np.float32)), ProgramsConfig(restarts=8)
+    table, chosen = choose_k(rows, [7, 2, 4, 5, 6], config, seed=0)
+    assert chosen == 5 and [row.k for row in table] == [2, 4, 5, 6, 7]
+    error = [row.error for row in table]
+    assert error[0] > error[1] > 0.05 > max(error[2:])
+    silhouette = {row.k: row.silhouette for row in table}
+    assert silhouette[5] > 0.95 > silhouette[7] + 0.05 and table[2].kept == 1
+
+
+@pytest.mark.parametrize(
+    ("ks", "restarts", "problem"),
+    [([1, 3], 3, "--ks: the data allow 2 to 60"), ([2, 61], 3, "--ks"), ([2, 3], 1, r"--programs\.restarts")],
+)
+def test_numbers_of_programs_that_cannot_be_compared(ks, restarts, problem):
+    with pytest.raises(InputError, match=problem):
+        choose_k(halves(planted()[1]), ks, ProgramsConfig(restarts=restarts), seed=0)

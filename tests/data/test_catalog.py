@@ -2,16 +2,18 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mantra_ray.config import DataConfig, SimulationConfig
-from mantra_ray.data import catalog
-from mantra_ray.data.catalog import CATALOG, CataloguedFile, hash_file, load_screen
+from mantra_ray.config import DataConfig, SimulationConfig, TraitsConfig
+from mantra_ray.data.catalog import load_screen, read_screen
+from mantra_ray.data.fetch import hash_file
 from mantra_ray.data.morphic import read_contrasts, unique_names
 from mantra_ray.data.records import from_arrays
+from mantra_ray.data.sources import CATALOG, FOLDER_VARIABLE
 from mantra_ray.data.storage import write_npz, write_parquet
 from mantra_ray.errors import InputError
 
@@ -58,7 +60,8 @@ def test_users_file_with_every_option(files):
     assert np.array_equal(screen.loadings, np.eye(4)[:, :2]) and screen.program_names == ("program0", "program1")
     assert screen.traits["MCH"].b.tolist() == [1, -1, 0, 2] and screen.class_names == ("box", "zinc")
     assert screen.regulator_class.tolist() == [1, 0, 0, 1] and set(screen.graph.nodes) == {"A", "B", "C", "X"}
-    assert len(screen.notes) == 1 and "1 genes have no edge: D" in screen.notes[0]
+    edges, trait = screen.notes
+    assert "1 genes have no edge: D" in edges and "4 of 4 genes have an effect on the trait" in trait
 
 
 def test_records_alone_say_what_is_left_out(files):
@@ -128,11 +131,11 @@ def test_impossible_splits_are_left_out_and_said_so(files):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"data": "morphik"}, r"neither a file .* nor one of sim, morphic .found 'morphik'"),
+        ({"data": "morphik"}, r"neither a file .* nor one of sim, morphic, .* .found 'morphik'"),
         ({"data": "none.npz"}, "no such file"),
         ({"data": "records.h5ad"}, "from .npz or .parquet"),
         ({"graph": "none.csv"}, "no such file"),
-        ({"traits": ("MCH",)}, "NAME=FILE is wanted .found 'MCH'"),
+        ({"traits": ("MCH",)}, "NAME=FILE is wanted, or NAME=FILE:loss .found 'MCH'"),
         ({"traits": ("M=mch.csv", "M=mch.csv")}, "the trait is named twice"),
     ],
 )
@@ -161,22 +164,59 @@ def test_simulation_is_the_default_and_takes_options_too(files):
 
 
 def test_absent_or_altered_catalogued_files_are_refused_with_advice(tmp_path, monkeypatch):
-    monkeypatch.delenv(catalog.FOLDER_VARIABLE, raising=False)
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
     with pytest.raises(InputError, match=r"--data-dir or MANTRA_DATA_DIR; get it from https://github.com/morphic-bio"):
         load_screen(DataConfig(data="morphic"))
     with pytest.raises(InputError, match=r"no such file; get it from https://.* and put it in") as caught:
         load_screen(DataConfig(data="morphic", data_dir=str(tmp_path)))
     assert caught.value.file == str(tmp_path / "morphic_ko.npz")
-    (tmp_path / "morphic_ko.npz").write_bytes(b"other")
-    monkeypatch.setenv(catalog.FOLDER_VARIABLE, str(tmp_path))
-    with pytest.raises(InputError, match="sha256: is not the catalogued file"):
-        load_screen(DataConfig(data="morphic"))
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    for content, field in ((b"other", "size"), (bytes(CATALOG["morphic"].files[0].size), "sha256")):
+        (tmp_path / "morphic_ko.npz").write_bytes(content)
+        with pytest.raises(InputError, match=f"{field}: is not the catalogued file"):
+            load_screen(DataConfig(data="morphic"))
 
 
 def test_every_catalogue_entry_is_complete():
-    for entry in (entry for entries in CATALOG.values() for entry in entries):
-        assert all(getattr(entry, field.name) for field in dataclasses.fields(CataloguedFile))
-        assert len(entry.sha256) == 64
+    for name, entry in CATALOG.items():
+        assert entry.what and bool(entry.recipe) == (name not in ("sim", "morphic"))
+        for file in entry.files:
+            assert file.name and file.source and file.licence and file.citation and file.size > 0
+            assert re.fullmatch("[0-9a-f]{64}", file.sha256) and re.fullmatch("([0-9a-f]{32})?", file.md5)
+            assert not file.url or file.url.startswith("https://")
+    assert all(CATALOG[name].files[0].url for name in ("k562_gwps", "k562_essential", "norman"))
+
+
+def test_sets_that_hold_no_records_yet_say_how_to_make_them():
+    with pytest.raises(
+        InputError, match=r"K562_gwps\S+ holds no records yet: .*mantra data import FILE --preset k562-bulk"
+    ):
+        load_screen(DataConfig(data="k562_gwps"))
+
+
+def test_sign_convention_of_traits_turns_effects_and_is_part_of_the_hash(files):
+    plain, given, loss = (
+        load_screen(options(files, traits=(f"MCH={files / 'mch.csv'}{sign}",))) for sign in ("", ":gain", ":loss")
+    )
+    assert np.array_equal(plain.traits["MCH"].b, given.traits["MCH"].b) and plain.sha256 == given.sha256
+    assert np.array_equal(loss.traits["MCH"].b, -plain.traits["MCH"].b) and loss.sha256 != plain.sha256
+    assert any("effects are those of losing the gene" in note for note in loss.notes)
+
+
+def test_thresholds_of_traits_are_settings(files):
+    (files / "mch.csv").write_text("symbol,b,se,p_HEIDI,p_SMR\nA,1,0.1,0.03,0.5\nB,-1,0.1,0.5,0.01\nC,0,0.1,1,1\n")
+    for settings, kept in (
+        (TraitsConfig(), [True, True, True, False]),
+        (TraitsConfig(heidi=0.05), [False, True, True, False]),
+        (TraitsConfig(p_smr=0.1), [False, True, False, False]),
+    ):
+        assert np.isfinite(load_screen(options(files, trait=settings)).traits["MCH"].b).tolist() == kept
+
+
+def test_records_that_cannot_be_split_can_still_be_read(files):
+    one = {"regulator": [0], "dose": [1.0], "delta_expression": np.ones((1, 4)), "gene_names": GENES}
+    write_npz(from_arrays(one), files / "screen.npz")
+    assert read_screen(DataConfig(data=str(files / "screen.npz"))).splits == ()
 
 
 def contrasts(path, **changes):
@@ -238,4 +278,4 @@ def test_real_contrasts():
     assert gain == pytest.approx(-loss, rel=1e-5)  # the file has the effect of losing the gene
     assert np.isfinite(screen.traits["MCH"].b).sum() > 12000
     assert screen.class_names and (screen.regulator_class >= 0).sum() == 52
-    assert all(hash_file(FOLDER / entry.name) == entry.sha256 for entry in CATALOG["morphic"])
+    assert all(hash_file(FOLDER / entry.name) == entry.sha256 for entry in CATALOG["morphic"].files)

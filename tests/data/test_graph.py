@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mantra_ray.data.graph import Graph, coexpression_graph, from_edges, read_graph
+from mantra_ray.data.graph import Graph, coexpression_graph, from_edges, read_graph, union
 from mantra_ray.errors import InputError
 
 
@@ -100,3 +100,20 @@ def test_coexpression_in_blocks_is_the_top_of_the_correlation_matrix():
         into = graph.target == target
         assert set(graph.source[into]) == set(np.argsort(-np.abs(r[target]))[:3])
         np.testing.assert_allclose(graph.weight[into], r[target, graph.source[into]], atol=1e-4)
+
+
+def test_coexpression_below_the_threshold_and_of_unmeasured_genes_is_left_out():
+    rng = np.random.default_rng(2)
+    change = rng.normal(size=(20, 12))
+    names = [f"g{i}" for i in range(12)]
+    whole, strong = coexpression_graph(change, names, top_k=11), coexpression_graph(change, names, 11, threshold=0.3)
+    assert edges(strong) == {ends: w for ends, w in edges(whole).items() if abs(w.expected) >= 0.3}
+    assert 0 < len(strong.weight) < len(whole.weight) == 12 * 11
+    change[3, 5] = np.nan
+    assert not np.isin(5, [*coexpression_graph(change, names).source, *coexpression_graph(change, names).target])
+
+
+def test_a_union_has_the_edges_of_both_and_the_first_ones_weights():
+    first = from_edges(["a", "b"], ["b", "c"], [1, -1]).restrict("abc")
+    second = from_edges(["a", "c"], ["b", "a"], [0.3, 0.4]).restrict("abc")
+    assert edges(union(first, second)) == {("a", "b"): 1, ("b", "c"): -1, ("c", "a"): 0.4}

@@ -1,11 +1,12 @@
-"""Loadings, traits and classes: aligned by name, what is missing named."""
+"""Loadings and classes: aligned by name, what is missing named."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mantra_ray.data.screen import read_classes, read_loadings, read_trait
+from mantra_ray.data.loadings import read_loadings
+from mantra_ray.data.screen import read_classes
 from mantra_ray.errors import InputError
 
 GENES = ("A", "B", "C")
@@ -70,42 +71,6 @@ def test_damaged_npy_is_refused(tmp_path):
         with pytest.raises(InputError, match=r"cannot be read as \.npy|no such file"):
             read_loadings(path, GENES)
         path.unlink(missing_ok=True)
-
-
-def test_traits_align_by_the_better_key(tmp_path):
-    path = write(tmp_path, "ensg,symbol,b,se\nE3,C,0.3,0.1\nE1,A,-0.5,0.2\nE9,X,1,1\n")
-    for genes in (GENES, ("E1", "E2", "E3")):
-        table, notes = read_trait(path, genes)
-        assert table.b.dtype == np.float32 and np.isnan(table.b[1]) and np.isnan(table.se[1])
-        np.testing.assert_allclose(table.b[[0, 2]], [-0.5, 0.3])
-        np.testing.assert_allclose(table.se[[0, 2]], [0.2, 0.1])
-        assert "1 of 3 genes" in notes[0] and notes[0].endswith(genes[1])
-    flipped, _ = read_trait(path, GENES, flip=True)
-    np.testing.assert_allclose(flipped.b[[0, 2]], [0.5, -0.3])
-    np.testing.assert_allclose(flipped.se[[0, 2]], [0.2, 0.1])
-
-
-def test_traits_take_the_most_precise_row_and_drop_the_unknown_and_the_pleiotropic(tmp_path):
-    text = "symbol,b,se,p_HEIDI\nA,1,0.5,0.5\nA,2,0.1,NA\nA,NA,0.01,\nB,1,1,0.001\nC,3,1,\n"
-    table, notes = read_trait(write(tmp_path, text), GENES)
-    assert table.b[0] == 2 and np.isnan(table.b[1]) and np.isnan(table.se[1]) and table.b[2] == 3
-    assert "1 genes fail the HEIDI test" in notes[0]
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("symbol,b,se\nA,1,0\n", "se: row 0: a standard error must be above 0 .found 0.0"),
-        ("symbol,b,se\nA,1,-2\n", "found -2.0"),
-        ("symbol,b\nA,1\n", "se: the table has no such column"),
-        ("gene,b,se\nA,1,1\n", "symbol or ensg"),
-        ("symbol,b,se\nX,1,1\n", "no gene of the data"),
-        ("symbol,b,se\nA,,1\n", "no usable gene"),
-    ],
-)
-def test_unusable_traits_are_refused(tmp_path, text, problem):
-    with pytest.raises(InputError, match=problem):
-        read_trait(write(tmp_path, text), GENES)
 
 
 def test_classes_in_both_forms(tmp_path):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mantra_ray.config import SimulationConfig
-from mantra_ray.data import simulate as simulator
+from mantra_ray.data import network as simulator
+from mantra_ray.data import simulate as simulation
 from mantra_ray.data.simulate import simulate
 from mantra_ray.errors import InputError
 
@@ -90,14 +91,46 @@ def test_out_degree_is_heavy_tailed_with_few_hubs(default):
 
 def test_steady_state_solves_the_dynamic():
     rng = np.random.default_rng(0)
-    network = simulator._grow(SMALL, rng)
-    weights = network.edges * np.minimum(1, simulator.MAX_INPUT / np.maximum(np.abs(network.edges).sum(0), 1e-9))
-    drive = rng.normal(size=SMALL.genes)
-    x = simulator._settle(weights, drive, network.genes, np.array([5]), np.array([-3.0]))[0]
-    activity = 1 / (1 + 2 ** (-simulator.HILL * x[network.genes]))
-    expected = drive + activity @ weights
-    expected[network.genes[5]] = -3.0
+    network = simulator.grow(SMALL, rng)
+    weights, drive = next(simulator.cell_states(SMALL, network, rng))
+    dense = weights.toarray()
+    assert np.abs(dense).sum(0).max() <= simulator.MAX_INPUT + 1e-9
+    x = simulator.settle(weights, drive, network.genes, np.array([5, -1]), np.array([-3.0, 0.0]))
+    activity = 1 / (1 + 2 ** (-simulator.HILL * x[:, network.genes]))
+    expected = drive + activity @ dense
+    expected[0, network.genes[5]] = -3.0
     np.testing.assert_allclose(x, expected, atol=1e-5)
+
+
+def test_blocks_change_nothing(monkeypatch):
+    config = change(class_share=0.5)
+    whole, truth = simulate(config)
+    for module in (simulator, simulation):
+        monkeypatch.setattr(module, "BLOCK", 7 * SMALL.genes)
+    monkeypatch.setattr(simulator, "COLUMNS", 3)
+    parts, truth_parts = simulate(config)
+    assert np.array_equal(whole.data.delta_expression_se.shape, (160, 200))
+    np.testing.assert_allclose(truth_parts, truth, atol=1e-6)
+    np.testing.assert_allclose(parts.data.delta_expression, whole.data.delta_expression, atol=1e-6)
+    np.testing.assert_allclose(parts.data.delta_trait, whole.data.delta_trait, atol=1e-6)
+    for end in ("source", "target", "weight"):
+        np.testing.assert_array_equal(getattr(parts.graph, end), getattr(whole.graph, end))
+
+
+def test_more_regulators_than_genes_are_perturbed_unmeasured():
+    screen, truth = simulate(change(regulators=260))
+    data = screen.data
+    assert truth.shape == data.delta_expression.shape == (260 * 4, 200) and screen.loadings.shape == (200, 8)
+    assert len(set(data.gene_names)) == 200 and set(data.gene_names) < set(data.regulator_names)
+    assert len(screen.graph.nodes) == 260 and screen.graph.target.max() >= 200
+    np.testing.assert_allclose(np.linalg.norm(screen.loadings, axis=0), 1, rtol=1e-5)
+    assert np.bincount(screen.loadings.argmax(1), minlength=8).min() >= 20  # modules are measured alike
+    column = {name: i for i, name in enumerate(data.gene_names)}
+    own = np.array([column.get(name, -1) for name in data.regulator_names])[data.regulator]
+    seen = np.flatnonzero(own >= 0)
+    np.testing.assert_allclose(1 - np.exp2(truth[seen, own[seen]]), data.dose[seen], atol=1e-4)
+    hidden = np.abs(truth[own < 0]).max(1)
+    assert (hidden > 0.2).mean() > 0.2  # who is not measured acts all the same
 
 
 def test_idiosyncratic_share_adds_effects_that_the_prior_graph_lacks():
@@ -172,7 +205,6 @@ def test_traits_follow_the_planted_weights(default):
     "bad",
     [
         {"regulators": 0},
-        {"regulators": 201},
         {"states": 0},
         {"programs": 0},
         {"programs": 101},

@@ -88,7 +88,7 @@ def test_weighted_error_trusts_precise_entries(fold):
 def test_data_without_expression_traits_or_noise(without_expression):
     tables = evaluate(without_expression, arms(without_expression), CONFIG, seed=0)
     metrics = {row["metric"] for row in tables.scores}
-    assert "program_mse" in metrics and not any("expression" in m or "trait" in m for m in metrics)
+    assert "program_mse" in metrics and not any(part in m for m in metrics for part in ("expression", "trait", "de_"))
     assert "noise_ceiling" not in {row["arm"] for row in tables.scores}
     score = table(tables)
     assert score["gnn", "program_mse_weighted"]["value"] == pytest.approx(score["gnn", "program_mse"]["value"])
@@ -121,3 +121,51 @@ def test_observations_outside_the_part_change_nothing(fold):
 def test_an_empty_part_has_no_rows(fold):
     fold = dataclasses.replace(fold, validation=np.array([], int))
     assert {row["part"] for row in evaluate(fold, arms(fold), CONFIG, 0).scores} == {"test"}
+
+
+def test_an_arm_on_traits_is_judged_on_traits_alone(fold):
+    predictions = arms(fold) | {"trait_genes": Prediction(None, None, fold.delta_trait)}
+    tables = evaluate(fold, predictions, CONFIG, seed=0)
+    assert "trait_genes" not in tables.records["arm"]
+    rows = {metric: row["value"] for (arm, metric), row in table(tables).items() if arm == "trait_genes"}
+    assert rows.keys() == {"trait_sign_accuracy", "trait_correlation", "trait_calibration_slope", "trait_auroc"}
+    assert list(rows.values()) == pytest.approx([1.0] * 4)
+    assert {row["slice"] for row in tables.scores if row["arm"] == "trait_genes"} >= {"all", "outlier"}
+
+
+def test_rare_programs_are_judged_on_their_columns(fold):
+    program = fold.delta_program.copy()
+    program[:, 4] = 5.0 * (fold.regulator == fold.regulator[fold.train[0]])
+    fold = dataclasses.replace(fold, delta_program=program)
+    score = table(evaluate(fold, arms(fold), CONFIG, seed=0), name="rare_programs")
+    expected = np.square(fold.residual[fold.test, 4]).mean()
+    assert score["gnn", "program_mse"]["value"] == pytest.approx(expected, rel=1e-5)
+    assert {metric for _, metric in score} == {
+        "program_mse", "program_mse_gain", "program_mse_weighted", "program_cosine", "noise_floor_mse",
+    }  # fmt: skip
+    assert score["truth", "program_mse_gain"]["value"] == 1.0
+
+
+def test_significant_genes_are_judged_where_they_are_known(fold):
+    significant = np.zeros(fold.delta_expression.shape, bool)
+    significant[fold.test[:9], 3:8] = True
+    tables = evaluate(dataclasses.replace(fold, significant=significant), arms(fold), CONFIG, seed=0)
+    score = table(tables)
+    for metric in ("de_overlap", "de_direction", "de_spearman"):
+        assert score["truth", metric]["lower"] <= score["truth", metric]["value"] <= 1
+        assert ("gnn", metric) not in table(tables, part="validation")  # no significant genes there
+    assert score["truth", "de_direction"]["value"] == score["truth", "de_spearman"]["value"] == 1.0
+    assert score["zero", "de_direction"]["value"] == 0.5 and score["zero", "de_spearman"]["value"] == 0.0
+
+
+def test_every_prediction_is_made_once(fold):
+    """Arms make expression of all rows when they are asked for it."""
+    asked = []
+
+    class Lazy(dict):
+        def __getitem__(self, name):
+            asked.append(name)
+            return super().__getitem__(name)
+
+    evaluate(fold, Lazy(arms(fold)), CONFIG, seed=0)
+    assert asked == list(arms(fold))

@@ -74,6 +74,14 @@ def test_discrimination_ignores_records_of_the_same_regulator():
     assert metrics.discrimination(predicted, observed, np.zeros(3, int)).tolist() == [0.5, 0.5, 0.5]
 
 
+def test_discrimination_is_the_same_in_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    predicted, observed, regulator = rng.normal(size=(30, 4)), rng.normal(size=(30, 4)), rng.integers(0, 9, 30)
+    whole = metrics.discrimination(predicted, observed, regulator)
+    monkeypatch.setattr(metrics, "BLOCK", 64)
+    assert metrics.discrimination(predicted, observed, regulator) == pytest.approx(whole)
+
+
 @given(st.integers(0, 10_000), st.integers(3, 12))
 @settings(max_examples=20, deadline=None)
 def test_discrimination_of_a_constant_prediction_is_chance(seed, n):
@@ -85,20 +93,6 @@ def test_discrimination_of_a_constant_prediction_is_chance(seed, n):
 def test_sign_hits_by_hand():
     hits, judged = metrics.sign_hits(np.array([[1.0, -1.0, 0.0, 2.0]]), np.array([[3.0, 1.0, -1.0, 0.0]]))
     assert (hits.tolist(), judged.tolist()) == ([1.5], [3.0])
-
-
-def test_column_correlation_averages_traits():
-    observed = np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
-    predicted = observed * np.array([2.0, -1.0])
-    assert metrics.column_correlation(observed * 5 + 1, observed) == pytest.approx(1.0)
-    assert metrics.column_correlation(predicted, observed) == pytest.approx(0.0)
-
-
-def test_spread_ratio_is_zero_for_a_collapsed_prediction():
-    observed = np.random.default_rng(0).normal(size=(10, 3))
-    assert metrics.spread_ratio(observed * 0.5 + 7, observed) == pytest.approx(0.5)
-    assert metrics.spread_ratio(np.ones_like(observed), observed) == 0.0
-    assert metrics.spread_ratio(observed[:1], observed[:1]) == 0.0
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, -3.7e3])

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from mantra_ray.config import EvaluationConfig
-from mantra_ray.evaluation.slices import outlier_regulators, rare_regulators, slice_masks
+from mantra_ray.evaluation.slices import outlier_regulators, rare_programs, rare_regulators, slice_masks
 
 
 def test_rare_regulators_have_few_training_records_but_some(fold):
@@ -38,3 +38,12 @@ def test_unseen_regulators_have_only_the_slice_of_all(fold):
     test = np.flatnonzero(fold.regulator >= 20)
     fold = dataclasses.replace(fold, train=np.flatnonzero(fold.regulator < 20), test=test)
     assert list(slice_masks(fold, fold.test, EvaluationConfig())) == ["all"]
+
+
+def test_rare_programs_are_those_that_few_regulators_move(fold):
+    program = np.random.default_rng(0).normal(size=fold.delta_program.shape)
+    program[:, 4] = 5.0 * (fold.regulator == 3)
+    program[np.isin(np.arange(len(program)), fold.test), 2] *= 100.0 * (fold.regulator[fold.test] == 7)
+    fold = dataclasses.replace(fold, delta_program=program)
+    assert rare_programs(fold).tolist() == [4]
+    assert 4 in rare_programs(fold, 0.5) and len(rare_programs(fold, 0.5)) == 3

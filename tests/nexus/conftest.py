@@ -8,13 +8,24 @@ import pytest
 import torch
 
 from mantra_ray.config import NexusConfig
-from mantra_ray.nexus.adapter import Nexus, Records
-from mantra_ray.nexus.cam import Memory
+from mantra_ray.nexus.adapter import Correction, Memories, Nexus
+from mantra_ray.nexus.cam import Memory, Read
+from mantra_ray.nexus.reader import Reader
+from mantra_ray.nexus.records import Records
+from mantra_ray.nexus.routing import make_routes
 from mantra_ray.nexus.tokens import Vocabulary
-from mantra_ray.nexus.warming import warm
 
-BUCKETS, SEEN, UNSEEN, PROGRAMS = 8, 14, 10, 5  # so that some buckets are shared
-CONFIG = NexusConfig(slots=16, regret_gamma=-np.inf, d_model=16, heads=2, layers=2, top_programs=3)
+BUCKETS, SEEN, UNSEEN, PROGRAMS, CLASSES = 8, 14, 10, 5, 3  # so that some buckets are shared
+CONFIG = NexusConfig(
+    buckets=BUCKETS,
+    slots=48,  # that hold every record under each routing
+    regret_gamma=-np.inf,
+    pathway_gamma=-np.inf,
+    d_model=16,
+    heads=2,
+    layers=2,
+    top_programs=3,
+)
 
 
 @dataclass
@@ -22,22 +33,45 @@ class Case:
     model: Nexus
     train: Records
     test: Records
-    memory: Memory
+    memories: Memories
 
-    def warmed(self, train: Records) -> Memory:
-        return warm(self.model.empty_memory(), self.model.stream(train), self.model.config)[0]
+    @property
+    def memory(self) -> Memory:
+        """The first manifold, which is the only one under the usual routing."""
+        return self.memories[0]
 
-    def correct(self, records: Records, memory: Memory | None = None, **options) -> torch.Tensor:
+    @property
+    def reader(self) -> Reader:
+        return self.model.readers[0]
+
+    def readers_of(self, record: int, records: Records, **options) -> torch.Tensor:
+        """Which of the records [N] give a record's slot any weight, in whatever manifold."""
+        found = self.full(records, **options).found
+        slots = (
+            memory.record[bucket] == record
+            for memory, bucket in zip(self.memories, records.bucket.unbind(1), strict=True)
+        )
+        return sum(((read.weight > 0) & own).any(-1) for read, own in zip(found, slots, strict=True)) > 0
+
+    def warmed(self, train: Records) -> Memories:
+        return self.model.warm(train)[0]
+
+    def full(self, records: Records, memories: Memories | None = None, **options) -> Correction:
         with torch.no_grad():
-            return self.model(self.memory if memory is None else memory, records, **options)[0]
+            return self.model(self.memories if memories is None else memories, records, **options)
 
-    def read(self, records: Records, **options):
-        with torch.no_grad():
-            return self.model(self.memory, records, **options)[2]
+    def correct(self, records: Records, memories: Memories | None = None, **options) -> torch.Tensor:
+        return self.full(records, memories, **options).value
+
+    def read(self, records: Records, **options) -> Read:
+        return self.full(records, **options).found[0]
 
 
-def build_case(seed: int = 0, buckets: int = BUCKETS, **knobs) -> Case:
-    """14 seen regulators with 6 records each, all in the memory, and 10 unseen ones with 2 each."""
+def build_case(seed: int = 0, **knobs) -> Case:
+    """14 seen regulators with 6 records each, all in the memory, and 10 unseen ones with 2 each.
+
+    Regulator r is of class r mod 3, but for the last unseen one, whose class is unknown.
+    """
     config, rng = replace(CONFIG, **knobs), np.random.default_rng(seed)
     seen = [(r, d, s) for r in range(SEEN) for d in (0.3, 0.6, 0.95) for s in range(2)]
     unseen = [(r, 0.6, s) for r in range(SEEN, SEEN + UNSEEN) for s in range(2)]
@@ -53,6 +87,9 @@ def build_case(seed: int = 0, buckets: int = BUCKETS, **knobs) -> Case:
         magnitude_bins=config.magnitude_bins,
         top_programs=config.top_programs,
     )
+    routes = make_routes(config, count, CLASSES)
+    numbers = torch.tensor(regulator)
+    kind = torch.where(numbers < SEEN + UNSEEN - 1, numbers % CLASSES, -1)
     records = Records(
         header=torch.tensor(vocabulary.header(regulator, dose, state)),
         content=torch.tensor(vocabulary.content(program)),
@@ -60,18 +97,21 @@ def build_case(seed: int = 0, buckets: int = BUCKETS, **knobs) -> Case:
         residual=torch.tensor(rng.normal(size=program.shape), dtype=torch.float32),
         base=torch.tensor(rng.normal(size=program.shape), dtype=torch.float32),
         noise=torch.full((len(regulator),), 0.1),
-        bucket=torch.tensor(regulator % buckets),
+        bucket=torch.stack([route.bucket(numbers, kind) for route in routes], dim=1),
         state=torch.tensor(state),
         record=torch.arange(len(regulator)),
         known=torch.tensor(regulator < SEEN),
     )
     torch.manual_seed(seed)
-    model = Nexus(vocabulary, config, buckets).eval()
-    with torch.no_grad():  # a reader that has learned something of every feature
-        for parameter in (model.gate[2].weight, model.gate_semantic.weight, model.decoder, model.transport):
-            parameter += 0.3 * torch.randn_like(parameter)
+    model = Nexus(vocabulary, config, routes, PROGRAMS).eval()
+    with torch.no_grad():  # readers that have learned something of every feature
+        for reader in model.readers:
+            for parameter in (reader.gate[2].weight, reader.gate_semantic.weight, reader.decoder, reader.transport):
+                parameter += 0.3 * torch.randn_like(parameter)
+        if model.fusion is not None:
+            model.fusion += 0.3 * torch.randn_like(model.fusion)
     case = Case(model, records.take(slice(count)), records.take(slice(count, None)), model.empty_memory())
-    case.memory = case.warmed(case.train)
+    case.memories = case.warmed(case.train)
     return case
 
 

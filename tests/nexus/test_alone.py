@@ -26,7 +26,7 @@ def test_nexus_and_config_alone_can_be_imported(tmp_path):
     for name in ("__init__.py", "config.py"):
         shutil.copy(PACKAGE / name, alone / name)
     modules = sorted(path.stem for path in (PACKAGE / "nexus").glob("*.py") if path.stem != "__init__")
-    assert {"adapter", "cam", "tokens", "transformer", "warming"} <= set(modules)
+    assert {"adapter", "cam", "reader", "records", "routing", "tokens", "transformer", "warming"} <= set(modules)
     # -I: no folder of the caller, no PYTHONPATH; the copy comes first, before an installed package
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})" + SCRIPT.format(names=modules)
     done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mantra_ray.nexus.cam import EMPTY, Candidates, Memory, read, visible_slots, waves, write, write_
+from mantra_ray.nexus.cam import EMPTY, Candidates, Memory, random_slot, read, visible_slots, waves, write, write_
 
 quick = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -95,7 +95,7 @@ def test_no_record_reads_itself_nor_what_is_hidden(seed):
 
 
 @quick
-@given(seeds, st.sampled_from(["pss", "fifo"]), st.booleans())
+@given(seeds, st.sampled_from(["pss", "fifo", "random"]), st.booleans())
 def test_batched_write_is_one_at_a_time(seed, eviction, repeats):
     rng = np.random.default_rng(seed)
     memory = random_memory(rng)
@@ -139,6 +139,62 @@ def test_fifo_drops_the_oldest_and_a_held_record_keeps_its_slot():
     assert int(done.evicted.sum()) == 2
     again, done = write(memory, new.take(torch.tensor([5])), torch.tensor([9.0]).double(), admit[:1], "fifo")
     assert torch.equal(again.record, memory.record) and not done.evicted.any()
+
+
+@quick
+@given(seeds)
+def test_random_eviction_is_set_by_stamp_and_bucket_whatever_the_order_of_work(seed):
+    rng = np.random.default_rng(seed)
+    stamp, bucket = torch.from_numpy(rng.integers(0, 2**40, 50)), torch.from_numpy(rng.integers(0, 4096, 50))
+    order = torch.from_numpy(rng.permutation(50))
+    slot = random_slot(stamp, bucket, 7)
+    assert torch.equal(random_slot(stamp[order], bucket[order], 7), slot[order])
+    assert torch.equal(slot, torch.cat([random_slot(stamp[i : i + 1], bucket[i : i + 1], 7) for i in range(50)]))
+    assert slot.min() >= 0 and slot.max() < 7
+
+
+def test_random_eviction_takes_every_slot_alike():
+    stamp = torch.arange(80_000)
+    for slots, bucket in ((4, torch.zeros_like(stamp)), (32, stamp % 512), (32, stamp)):
+        share = torch.bincount(random_slot(stamp, bucket, slots), minlength=slots) / len(stamp)
+        deviation = (1 / slots * (1 - 1 / slots) / len(stamp)) ** 0.5
+        assert (share - 1 / slots).abs().max() < 4.5 * deviation  # of 68 shares: chance 5e-4
+    same = random_slot(stamp, torch.zeros_like(stamp), 32) == random_slot(stamp, torch.ones_like(stamp), 32)
+    assert float(same.double().mean()) == pytest.approx(1 / 32, abs=0.003)
+    after = random_slot(stamp[1:], stamp[1:] * 0, 4)[random_slot(stamp[:-1], stamp[:-1] * 0, 4) == 0]
+    assert float((after == 0).double().mean()) == pytest.approx(1 / 4, abs=0.015)
+
+
+def test_random_eviction_stores_every_admitted_record():
+    new = random_candidates(np.random.default_rng(1), 60, 4, 9)
+    admit = torch.ones(60, dtype=torch.bool)
+    memory, done = write(
+        Memory.empty(4, 5, 6, 4, 9, dtype=torch.float64), new, torch.zeros(60).double(), admit, "random"
+    )
+    assert done.stored.all() and int(done.evicted.sum()) == 60 - int((memory.record != EMPTY).sum())
+    last = {int(b): int(r) for b, r in zip(new.bucket, new.record, strict=True)}
+    assert all(record in memory.record[bucket] for bucket, record in last.items())
+
+
+@quick
+@given(seeds)
+def test_a_slice_of_buckets_reads_as_their_numbers_do(seed):
+    rng = np.random.default_rng(seed)
+    memory, asked = random_memory(rng), random_candidates(rng, 4, 4, 9)
+    bucket = torch.arange(4)
+    found = []
+    for which in (bucket, slice(0, 4)):
+        visible = visible_slots(memory, which, asked.record, asked.state)
+        found.append(read(memory, asked.key, which, asked.token, asked.state, visible, 0.1))
+    for one, other in zip(vars(found[0]).values(), vars(found[1]).values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_buckets_in_another_order_and_back_are_the_same_memory():
+    memory = random_memory(np.random.default_rng(3))
+    order = torch.tensor([2, 0, 3, 1])
+    moved = memory.arrange(order)
+    assert torch.equal(moved.record, memory.record[order]) and moved.arrange(order.argsort()).equals(memory)
 
 
 @quick

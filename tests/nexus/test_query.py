@@ -9,9 +9,8 @@ import torch
 
 from mantra_ray.nexus.adapter import Nexus
 from mantra_ray.nexus.tokens import REG
-from mantra_ray.nexus.warming import warm
 
-BUCKETS, SEEN, PROGRAMS = 8, 14, 5  # as in the case
+SEEN, PROGRAMS = 14, 5  # as in the case
 
 
 @pytest.mark.parametrize(("alpha", "uniform"), [(0.0, True), (0.5, False), (1.0, False)])
@@ -33,11 +32,11 @@ def test_the_query_is_a_unit_vector_between_the_hidden_state_and_the_centroid(bu
         case = build(query_alpha=alpha)
         with torch.no_grad():
             hidden = case.model.hidden(case.train)
-            found[alpha] = case.model.query(hidden, case.train.bucket)
+            found[alpha] = case.reader.query(hidden, case.train.bucket[:, 0])
         assert torch.allclose(found[alpha].norm(dim=-1), torch.ones(len(case.train)), atol=1e-5)
     unit = torch.nn.functional.normalize
     assert torch.allclose(found[1.0], unit(hidden[:, 2], dim=-1), atol=1e-5)
-    assert torch.allclose(found[0.0], unit(case.model.centroid[case.train.bucket], dim=-1), atol=1e-5)
+    assert torch.allclose(found[0.0], unit(case.reader.centroid[case.train.bucket[:, 0]], dim=-1), atol=1e-5)
     assert torch.allclose(found[0.3], unit(0.3 * found[1.0] + 0.7 * found[0.0], dim=-1), atol=1e-5)
 
 
@@ -49,14 +48,14 @@ def test_trust_starts_from_what_reads_are_worth(build):
         own = torch.randn(SEEN, PROGRAMS, generator=torch.Generator().manual_seed(3))[case.train.header[:, REG]]
         train = replace(case.train, residual=own if shared else case.train.residual)
         torch.manual_seed(0)
-        model = Nexus(case.model.vocabulary, case.model.config, BUCKETS).eval()
-        memory, _ = warm(model.empty_memory(), model.stream(train), case.model.config)
+        model = Nexus(case.model.vocabulary, case.model.config, case.model.routes, PROGRAMS).eval()
+        memories, _ = model.warm(train)
         before = copy.deepcopy(model.state_dict())
-        model.trust_(memory, train, torch.eye(PROGRAMS))
+        model.trust_(memories, train, lambda correction: correction, train.residual)
         changed = {n for n, tensor in model.state_dict().items() if not torch.equal(tensor, before[n])}
-        assert changed == {"gate_prior"}
+        assert changed == {"readers.0.gate_prior"}
         with torch.no_grad():
-            gates[name] = model(memory, train)[1]
+            gates[name] = model(memories, train).gate
     assert (gates["shared"] - 1).abs().max() < 0.1 and gates["chance"].max() < 0.4
 
 
@@ -66,11 +65,11 @@ def test_trust_tells_apart_what_holds_within_a_state_and_across(build):
     own = torch.randn(SEEN, 2, PROGRAMS, generator=torch.Generator().manual_seed(3))
     train = replace(case.train, residual=own[case.train.header[:, REG], case.train.state])
     torch.manual_seed(0)
-    model = Nexus(case.model.vocabulary, case.model.config, BUCKETS).eval()
-    memory, _ = warm(model.empty_memory(), model.stream(train), model.config)
-    model.trust_(memory, train, torch.eye(PROGRAMS))
+    model = Nexus(case.model.vocabulary, case.model.config, case.model.routes, PROGRAMS).eval()
+    memories, _ = model.warm(train)
+    model.trust_(memories, train, lambda correction: correction, train.residual)
     with torch.no_grad():
-        within, across = model(memory, train)[1], model(memory, train, hide_state=train.state)[1]
+        within, across = model(memories, train).gate, model(memories, train, hide_state=train.state).gate
     assert within.min() > 0.8 and across.max() < 0.4
 
 
@@ -80,11 +79,11 @@ def test_the_language_loss_is_the_cross_entropy_of_the_next_token(case):
         hidden = case.model.transformer(tokens, case.train.known)
         log_p = torch.log_softmax(case.model.transformer.logits(hidden), dim=-1)
         expected = -log_p[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
-        assert torch.allclose(case.model.language_loss(case.train), expected, atol=1e-5)
+        assert torch.allclose(case.model.language_loss(tokens, case.train.known), expected, atol=1e-5)
 
 
 def test_the_stream_carries_the_heads_entropy_and_surprisal_at_the_header(case):
-    stream = case.model.stream(case.train)
+    (stream,) = case.model.streams(case.train)
     with torch.no_grad():
         p = torch.softmax(case.model.transformer.logits(case.model.hidden(case.train)[:, 2]), dim=-1).numpy()
     entropy = [-(row[row > 0] * np.log(row[row > 0])).sum() for row in p]

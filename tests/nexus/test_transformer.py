@@ -1,70 +1,135 @@
-"""The small transformer: causality, shapes, the tied head."""
+"""The small transformer: local causal attention, rotary places, the tied head, precision."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
-from mantra_ray.nexus.transformer import Block, Transformer
+from mantra_ray.nexus.transformer import Block, Transformer, local_attention, rotation
+
+quick = settings(max_examples=25, deadline=None)
+seeds = st.integers(0, 2**31)
 
 
-def make(layers=2, heads=2, dropout=0.0, seed=0):
+def make(layers=2, heads=2, dropout=0.0, seed=0, window=1024, precision="auto", width=8):
     torch.manual_seed(seed)
-    model = Transformer(vocabulary=30, length=9, width=8, layers=layers, heads=heads, dropout=dropout).double().eval()
+    model = Transformer(30, width, layers, heads, dropout, window, precision).double().eval()
     for block in model.blocks:  # branches start small: let them speak, so that a leak would be heard
         torch.nn.init.normal_(block.out.weight)
         torch.nn.init.normal_(block.feed[2].weight)
     return model
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 8), st.integers(1, 3))
-def test_a_later_token_never_changes_an_earlier_hidden_state(seed, place, layers):
-    model = make(layers, seed=seed % 5)
-    draw = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(0, 30, (4, 9), generator=draw)
+def draw(seed, *shape):
+    return torch.randint(0, 30, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def replaced(tokens, place, seed=0):
+    """`tokens` [N, L] with other ones at `place`."""
     other = tokens.clone()
-    other[:, place:] = (other[:, place:] + torch.randint(1, 30, (4, 9 - place), generator=draw)) % 30
-    before, after = model(tokens), model(other)
+    other[:, place] = (other[:, place] + 1 + draw(seed, *other[:, place].shape) % 29) % 30
+    return other
+
+
+@quick
+@given(seeds, st.integers(1, 8), st.integers(1, 3), st.sampled_from([2, 3, 9, 1024]))
+def test_a_later_token_never_changes_an_earlier_hidden_state(seed, place, layers, window):
+    model = make(layers, seed=seed % 5, window=window)
+    tokens = draw(seed, 4, 9)
+    before, after = model(tokens), model(replaced(tokens, slice(place, None), seed))
     assert torch.allclose(before[:, :place], after[:, :place], atol=1e-12)
     assert (before[:, place:] - after[:, place:]).abs().amax(-1).min() > 1e-6
     assert torch.allclose(model(tokens[:, :place]), before[:, :place], atol=1e-12)  # nor does its absence
 
 
-def test_an_earlier_token_and_its_place_reach_later_hidden_states():
+@quick
+@given(seeds, st.integers(2, 6), st.integers(1, 20), st.integers(0, 19))
+def test_one_layer_sees_a_window_and_no_further(seed, window, length, place):
+    place %= length
+    model, tokens = make(layers=1, window=window), draw(seed, 4, length)
+    change = (model(tokens) - model(replaced(tokens, place, seed))).abs().amax((0, 2))
+    distance = torch.arange(length) - place
+    reached = (distance >= 0) & (distance < window)
+    assert (change[reached] > 1e-9).all() and (change[~reached] < 1e-12).all()
+
+
+@quick
+@given(seeds, st.integers(1, 7), st.integers(1, 40))
+def test_attention_in_blocks_is_dense_attention_under_a_band(seed, window, length):
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = torch.randn(3, 2, 3, length, 4, dtype=torch.float64, generator=generator)
+    place = torch.arange(length)
+    distance = place[:, None] - place
+    score = (q @ k.transpose(-1, -2) / 2).masked_fill((distance < 0) | (distance >= window), -torch.inf)
+    assert torch.allclose(local_attention(q, k, v, window), score.softmax(-1) @ v, atol=1e-12)
+
+
+def test_attention_beyond_the_window_needs_memory_linear_in_length(monkeypatch):
+    seen = []
+
+    def watched(q, k, v, **options):
+        seen.append(q.shape[1] * q.shape[2] * k.shape[2])
+        return q
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    for length in (64, 128):
+        local_attention(*torch.zeros(3, 1, 2, length, 4), window=8)
+    scores = sum(seen[:2]), sum(seen[2:])
+    assert len(seen) == 4 and scores[1] / scores[0] < 2.1
+
+
+@quick
+@given(seeds, st.integers(1, 4), st.integers(1, 3), st.integers(1, 20))
+def test_a_token_means_the_same_wherever_it_stands(seed, window, layers, shift):
+    model, tokens = make(layers, window=window), draw(seed, 2, 16)
+    moved = model(torch.cat([draw(seed + 1, 2, shift), tokens], dim=1))[:, shift:]
+    first = layers * (window - 1)  # from here on, all that a token sees through all layers stands in both
+    assert torch.allclose(moved[:, first:], model(tokens)[:, first:], atol=1e-9)
+
+
+def test_distance_counts_and_not_the_tokens_alone():
     model = make(layers=1)
-    tokens = torch.tensor([[1, 2, 3], [4, 2, 3], [2, 1, 3]])
-    hidden = model(tokens)
+    hidden = model(torch.tensor([[1, 2, 3], [4, 2, 3], [2, 1, 3]]))
     for a, b in ((0, 1), (0, 2)):
         assert (hidden[a, 2] - hidden[b, 2]).abs().max() > 1e-6
 
 
 def test_a_block_adds_to_the_stream_what_it_makes_of_the_normed_stream():
     torch.manual_seed(0)
-    block = Block(width=8, heads=2, dropout=0.0).double().eval()
+    block = Block(width=8, heads=2, dropout=0.0, window=4).double().eval()
     x = torch.randn(3, 5, 8, dtype=torch.float64)
-    added = block(x) - x
-    assert block(x).shape == x.shape
+    places = rotation(5, 4, x)
+    added = block(x, places) - x
+    assert added.shape == x.shape
     shifted = 7 * x + 100  # behind the norms the branches see no scale and no offset
-    assert torch.allclose(block.attention_norm(shifted), block.attention_norm(x), atol=1e-3)
     torch.nn.init.zeros_(block.feed[2].weight)
     torch.nn.init.zeros_(block.feed[2].bias)
-    attention = block(x) - x
-    assert torch.allclose(block(shifted) - shifted, attention, atol=1e-3)
+    attention = block(x, places) - x
+    assert torch.allclose(block(shifted, places) - shifted, attention, atol=1e-3)
     torch.nn.init.zeros_(block.out.weight)
-    assert torch.equal(block(x), x) and (attention - added).abs().max() > 1e-3
+    assert torch.equal(block(x, places), x) and (attention - added).abs().max() > 1e-3
 
 
 def test_hidden_states_leave_through_a_norm():
-    hidden = make()(torch.randint(0, 30, (5, 9)))
+    hidden = make()(draw(0, 5, 9))
     assert hidden.shape == (5, 9, 8)
     assert torch.allclose(hidden.mean(-1), torch.zeros(5, 9).double(), atol=1e-9)
     assert torch.allclose(hidden.var(-1, unbiased=False), torch.ones(5, 9).double(), atol=1e-3)
 
 
-def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match=r"8.*3"):
-        Transformer(vocabulary=30, length=9, width=8, layers=1, heads=3, dropout=0.0)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"heads": 3}, r"8.*3"),
+        ({"heads": 8}, r"odd"),
+        ({"window": 0}, r"window 0"),
+        ({"precision": "float16"}, r"float16"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Transformer(**{"vocabulary": 30, "width": 8, "layers": 1, "heads": 2, "dropout": 0.0} | wrong)
 
 
 def test_the_head_is_the_embedding():
@@ -91,8 +156,53 @@ def test_a_regulator_that_is_not_known_embeds_as_nothing_at_the_first_place_alon
 
 
 def test_dropout_acts_in_training_alone():
-    model = make(dropout=0.5)
-    tokens = torch.randint(0, 30, (4, 9))
-    assert torch.equal(model(tokens), model(tokens)) and torch.equal(model(tokens), make()(tokens))
+    model = make(dropout=0.5, window=4)
+    tokens = draw(0, 4, 9)
+    assert torch.equal(model(tokens), model(tokens)) and torch.equal(model(tokens), make(window=4)(tokens))
     model.train()
     assert not torch.allclose(model(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("window", [4, 1024])
+@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+def test_the_gradient_reaches_every_parameter(window, precision):
+    model = make(dropout=0.1, window=window, precision=precision).float().train()
+    tokens = draw(0, 4, 11)
+    F.cross_entropy(model.logits(model(tokens)[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_an_unknown_regulator_leaves_gradients_finite_and_its_embedding_untouched():
+    model = make(layers=2).float().train()
+    tokens = draw(0, 4, 3) % 10 + torch.tensor([20, 0, 10])  # regulators 20 to 29
+    model(tokens, torch.zeros(4, dtype=torch.bool))[:, 2].square().sum(-1).sub(3).square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert model.embedding.weight.grad[20:].abs().max() == 0
+
+
+def test_bfloat16_changes_the_products_a_little_and_the_types_not_at_all():
+    exact = make(precision="float32", width=32, window=4).float()
+    reduced = make(precision="bfloat16", width=32, window=4).float()
+    tokens = draw(0, 16, 9)
+    hidden, rounded = exact(tokens), reduced(tokens)
+    logits, rough = exact.logits(hidden), reduced.logits(hidden)
+    assert {x.dtype for x in (hidden, rounded, logits, rough)} == {torch.float32}
+    for a, b in ((hidden, rounded), (logits, rough)):
+        error = (a - b).square().mean().sqrt() / a.square().mean().sqrt()
+        assert 1e-5 < error < 0.05
+    with torch.autocast("cpu", torch.bfloat16):  # whatever is on outside, float32 is float32
+        assert torch.equal(exact(tokens), hidden)
+
+
+def test_automatic_precision_is_full_without_a_gpu():
+    tokens = draw(0, 4, 9)
+    assert torch.equal(make().float()(tokens), make(precision="float32").float()(tokens))
+
+
+def test_it_compiles_into_one_graph():
+    model = make(layers=1, window=4, precision="bfloat16").float()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")  # a break in the graph raises
+    tokens, known = draw(0, 4, 9), torch.tensor([True, False, True, False])
+    assert torch.allclose(compiled(tokens, known), model(tokens, known), atol=1e-6)

@@ -1,14 +1,15 @@
 import pytest
 
-from mantra_ray.config import ExperimentConfig, flatten
+from mantra_ray.config import LAPTOP, ExperimentConfig, NexusConfig
 from mantra_ray.errors import InputError
+from mantra_ray.fields import flatten, replace
 from mantra_ray.sweep.options import RANGES, SMOKE, parse
 
 SET_BY_SWEEP = {"seed", "split.kind"}
 
 
 def test_defaults_are_those_of_the_configuration():
-    assert parse([], "").base() == ExperimentConfig()
+    assert parse([], "").experiment(0) == replace(ExperimentConfig(), nexus=NexusConfig(**LAPTOP))
 
 
 def test_every_field_can_be_reached(capsys):
@@ -83,8 +84,11 @@ def test_every_number_of_the_model_has_a_range():
     numbers = {
         name
         for name, value in flatten(ExperimentConfig()).items()
-        if name.split(".")[0] in ("nexus", "grn", "programs", "manifold", "evaluation")
+        if name.startswith(("nexus.", "grn.", "programs.", "manifold.", "evaluation.", "data.trait."))
         and isinstance(value, (int, float))
         and not isinstance(value, bool)
     }
-    assert numbers == {name for names in RANGES for name in names.split()} | {"nexus.regret_gamma"}
+    assert numbers == {name for names in RANGES for name in names.split()} | {
+        "nexus.regret_gamma",
+        "nexus.pathway_gamma",
+    }

@@ -6,10 +6,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mantra_ray.config import SimulationConfig, replace
+from mantra_ray.config import SimulationConfig
 from mantra_ray.data.catalog import load_screen
 from mantra_ray.data.simulate import simulate
 from mantra_ray.data.storage import write_npz
+from mantra_ray.fields import replace
 from mantra_ray.forward import Fold
 from mantra_ray.sweep.options import parse
 from mantra_ray.sweep.spec import SweepSpec
@@ -61,7 +62,7 @@ def test_runs_to_the_end(files, tmp_path, monkeypatch, given):
 
     monkeypatch.setattr(stages, "run_units", in_process)
     args = f"--smoke --seeds 1 --genes 30 --programs.k 3 --nexus.epochs 1 {OPTIONS[given]}".format(files)
-    base = parse(args.split(), "").base()
+    base = parse(args.split(), "").experiment(0)
     screen = load_screen(base.data)
     assert screen.splits == ("seen", "strategy", "context", "unseen")
     spec = SweepSpec("own", replace(base, **{"evaluation.bootstrap": 20}), ({},), (0,), screen.splits)
@@ -76,7 +77,9 @@ def test_runs_to_the_end(files, tmp_path, monkeypatch, given):
         assert fold.programs == (3 if given == "expression" else 4) and set(fold.regulator_class) == (
             {0, 1, 2} if everything else {-1}
         )
-        rows = [row for row in run_trial(trial, fold).scores if row["slice"] == "all" and row["part"] == "test"]
+        rows = [
+            row for row in run_trial(trial, fold, tmp_path).scores if row["slice"] == "all" and row["part"] == "test"
+        ]
         errors = {row["arm"]: row["value"] for row in rows if row["metric"] == "program_mse"}
         assert np.isfinite(list(errors.values())).all()
         assert {"memory_off", "memory_shuffled", "memory_on"} <= errors.keys() or {"zero", "ridge"} <= errors.keys()

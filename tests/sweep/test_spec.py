@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mantra_ray.config import ExperimentConfig, NexusConfig, replace
+from mantra_ray.config import ExperimentConfig, NexusConfig
+from mantra_ray.fields import replace
 from mantra_ray.sweep.spec import SweepSpec, TrialSpec, grid
 
 BASE = ExperimentConfig()

@@ -5,7 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mantra_ray import files
-from mantra_ray.config import ExperimentConfig, flatten, replace
+from mantra_ray.config import ExperimentConfig
+from mantra_ray.fields import flatten, replace
 from mantra_ray.sweep.spec import TrialSpec
 from mantra_ray.sweep.store import Store
 

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mantra_ray.config import GrnConfig
-from mantra_ray.training.distributed import Unit, load_unit, node_names, save_unit, shares, train_unit
+from mantra_ray.data.graph import coexpression_graph
+from mantra_ray.data.screen import Controls
+from mantra_ray.training.distributed import Unit, graph_of, load_unit, node_names, save_unit, shares, train_unit
 from mantra_ray.training.stages import records_of
 
 
@@ -67,3 +69,49 @@ def test_units_survive_the_disk_and_damaged_ones_do_not_count(tmp_path):
     for damaged in (whole[:50], b"", b"text", whole[:-40] + b"0" * 40, whole[:120] + b"!!!!" + whole[124:]):
         unit.path.write_bytes(damaged)
         assert load_unit(unit.path) is None
+
+
+def edges(graph):
+    return set(zip(graph.source.tolist(), graph.target.tolist(), strict=True))
+
+
+def test_the_prior_is_given_made_by_coexpression_both_or_none(screen):
+    records, rows = records_of(screen), np.arange(60)
+    unit = unit_of(screen, rows)
+    changes = records.delta_expression[np.ix_(rows, unit.genes)]
+    genes = [records.gene_names[i] for i in unit.genes]
+    nodes = node_names(genes, records.regulator_names)
+
+    def made(records=records, **fields):
+        config = dataclasses.replace(unit.config, top_k=3, **fields)
+        return graph_of(records, dataclasses.replace(unit, config=config), changes, nodes)
+
+    given = made()
+    assert edges(given) == edges(screen.graph.restrict(nodes)) and given.nodes == tuple(nodes)
+    similar, both = made(prior="coexpression"), made(prior="both")
+    assert edges(similar) == edges(coexpression_graph(changes, genes, 3)) and len(similar.source) == 90
+    assert edges(both) == edges(given) | edges(similar) and len(both.source) == len(edges(both)) < 90 + len(
+        given.source
+    )
+    assert not len(made(prior="none").source)
+    assert len(made(prior="coexpression", threshold=0.5).source) < 90
+    without = dataclasses.replace(records, graph=None)
+    assert edges(made(without)) == edges(made(without, prior="both")) == edges(similar)
+    cells = np.random.default_rng(1).normal(size=(50, records.delta_expression.shape[1])).astype(np.float32)
+    shifted = cells + 3 * np.arange(cells.shape[1], dtype=np.float32) * (np.arange(50) % 2)[:, None]
+    among = [dataclasses.replace(records, controls=Controls(c, np.arange(50) % 2)) for c in (cells, shifted)]
+    first, second = (made(one, prior="coexpression") for one in among)
+    assert edges(first) != edges(similar)
+    np.testing.assert_allclose(first.weight, second.weight, atol=1e-3)  # how states differ does not count
+    assert edges(made(among[0])) == edges(given)
+
+
+def test_a_class_reaches_the_regulators_that_are_not_trained(screen):
+    records, rows = records_of(screen), np.flatnonzero(screen.data.regulator < 10)
+    of = {}
+    for name in ("none", "one"):
+        classes = np.full(12, -1)
+        classes[[0, 11]] = 0 if name == "one" else -1
+        of[name] = train_unit(dataclasses.replace(records, regulator_class=classes), unit_of(screen, rows))["base"]
+    changed = np.abs(of["one"] - of["none"]).max(1) > 1e-6
+    assert changed[screen.data.regulator == 11].all() and not changed[screen.data.regulator < 11].any()

@@ -6,37 +6,30 @@ import numpy as np
 import pytest
 import torch
 
-from mantra_ray.config import NexusConfig
+from mantra_ray.config import LAPTOP, NexusConfig
 from mantra_ray.evaluation.statistics import nested_gain
 from mantra_ray.forward import predict
 from mantra_ray.nexus.cam import EMPTY
 from mantra_ray.training import residual
-from mantra_ray.training.residual import chosen_epoch, make_records, predict_residual, train_nexus
+from mantra_ray.training.nexus import train_nexus
+from mantra_ray.training.residual import chosen_epoch, read_only
 
+SIZE = LAPTOP | {"d_model": 16, "heads": 2, "top_programs": 3, "batch": 32}
 # A loaded memory (two records a slot), so that writing and eviction matter.
-SMALL = NexusConfig(load=2.0, slots=4, regret_gamma=0.0, epochs=2, d_model=16, heads=2, top_programs=3, batch=32)
+SMALL = NexusConfig(**SIZE, load=2.0, slots=4, regret_gamma=0.0, epochs=2)
 ROOMY = dataclasses.replace(SMALL, load=0.0, buckets=32, slots=32)  # a bucket for each regulator
 
 
-@pytest.fixture
-def last_epoch(monkeypatch):
-    """Takes the weights of the last epoch, so that what acts in training alone shows."""
-    monkeypatch.setattr(residual, "chosen_epoch", lambda errors, *_: len(errors) - 1)
-
-
-def corrections(fold, trained) -> np.ndarray:
-    """Corrections of all rows in units of the residual, [N, K]."""
-    return predict_residual(trained.model, trained.memory, trained.records).cpu().numpy() * trained.scale
-
-
 def held(trained) -> set[int]:
-    return set(trained.memory.record[trained.memory.record != EMPTY].tolist())
+    (memory,) = trained.memories
+    return set(memory.record[memory.record != EMPTY].tolist())
 
 
 def same(trained, other) -> bool:
     """Whether two trained models are the same bit for bit, memories and all."""
     mine, theirs = trained.model.state_dict(), other.model.state_dict()
-    return trained.memory.equals(other.memory) and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    held = (one.equals(two) for one, two in zip(trained.memories, other.memories, strict=True))
+    return all(held) and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def test_training_is_the_same_from_the_same_seed(planted, last_epoch):
@@ -56,60 +49,66 @@ def test_curves_tell_of_every_epoch(planted):
     assert len(losses) == SMALL.epochs and np.isfinite(losses).all()
 
 
-def test_evaluation_changes_nothing_and_rows_do_not_touch_each_other(planted):
-    fold = planted()
-    trained = train_nexus(fold, SMALL, 0)
-    memory, weights = trained.memory.clone(), {n: t.clone() for n, t in trained.model.state_dict().items()}
-    whole = predict_residual(trained.model, trained.memory, trained.records)
+@pytest.mark.parametrize("routing", ["regulator", "class", "levels", "hash"])
+def test_evaluation_changes_nothing_and_rows_do_not_touch_each_other(planted, routing):
+    fold = planted(classes=4)
+    trained = train_nexus(fold, dataclasses.replace(SMALL, routing=routing), 0)
+    records, memories = trained.inputs.records, tuple(memory.clone() for memory in trained.memories)
+    weights = {n: t.clone() for n, t in trained.model.state_dict().items()}
+    whole = read_only(trained.model, trained.memories, records).value
     order = torch.tensor(np.random.default_rng(0).permutation(len(whole)))
-    shuffled = predict_residual(trained.model, trained.memory, trained.records.take(order))
+    shuffled = read_only(trained.model, trained.memories, records.take(order)).value
     assert torch.allclose(shuffled, whole[order], atol=1e-5)
     for size in (1, 7):
-        parts = [predict_residual(trained.model, trained.memory, trained.records.take(r)) for r in order.split(size)]
+        parts = [read_only(trained.model, trained.memories, records.take(r)).value for r in order.split(size)]
         assert torch.allclose(torch.cat(parts), whole[order], atol=1e-5)
-    assert trained.memory.equals(memory)
+    assert all(memory.equals(before) for memory, before in zip(trained.memories, memories, strict=True))
     assert all(torch.equal(tensor, weights[name]) for name, tensor in trained.model.state_dict().items())
-    assert torch.equal(predict_residual(trained.model, trained.memory, trained.records), whole)
+    assert torch.equal(read_only(trained.model, trained.memories, records).value, whole)
     assert not whole.requires_grad
+    np.testing.assert_allclose(trained.corrections(), whole.numpy() * trained.inputs.scale, atol=1e-5)
 
 
 def test_the_memory_is_that_of_the_final_weights_on_the_training_rows(planted, last_epoch):
     fold = planted()
     trained = train_nexus(fold, ROOMY, 0)
-    train = trained.records.take(torch.tensor(fold.train))
-    keys = trained.model.stream(train).candidates.key
+    train, (memory,) = trained.inputs.records.take(torch.tensor(fold.train)), trained.memories
+    keys = trained.model.streams(train)[0].candidates.key
     for record, key in zip(train.record.tolist(), keys, strict=True):
-        bucket = int(trained.records.bucket[record])
-        slot = (trained.memory.record[bucket] == record).nonzero().flatten()
+        bucket = int(trained.inputs.records.bucket[record])
+        slot = (memory.record[bucket] == record).nonzero().flatten()
         if len(slot):
-            assert torch.allclose(trained.memory.key[bucket, slot[0]], key, atol=1e-5)
+            assert torch.allclose(memory.key[bucket, slot[0]], key, atol=1e-5)
     assert held(trained) <= set(fold.train.tolist()) and len(held(trained)) > 60
 
 
-def test_an_empty_memory_leaves_the_base_bit_for_bit(planted):
-    fold, rows = planted(), np.arange(10, 60)
-    trained = train_nexus(fold, SMALL, 0)
-    records = trained.records.take(torch.tensor(rows))
-    correction = predict_residual(trained.model, trained.model.empty_memory(), records).numpy() * trained.scale
-    prediction, base = predict(fold, rows, correction), predict(fold, rows)
-    assert np.array_equal(prediction.program, fold.base_program[rows])
-    assert np.array_equal(prediction.expression, fold.base_expression[rows])
+@pytest.mark.parametrize("correct", ["programs", "genes"])
+@pytest.mark.parametrize("routing", ["regulator", "class", "levels", "hash"])
+def test_an_empty_memory_leaves_the_base_bit_for_bit(planted, routing, correct):
+    fold, everything = planted(classes=4, manifold=False), np.arange(144)
+    trained = train_nexus(fold, dataclasses.replace(SMALL, routing=routing, correct=correct), 0)
+    prediction, base = trained.predict(fold, trained.model.empty_memory()), predict(fold, everything)
+    assert np.array_equal(prediction.program, fold.base_program)
+    assert np.array_equal(prediction.expression, fold.base_expression)
     assert np.array_equal(prediction.trait, base.trait)
+    read = trained.predict(fold)
+    assert np.abs(read.program - fold.base_program).max() > 1e-2
+    assert np.abs(read.expression - fold.base_expression).max() > 1e-2
 
 
 def test_an_unseen_regulator_in_a_bucket_of_its_own_is_left_alone(planted):
     fold = planted()
-    found = corrections(fold, train_nexus(fold, ROOMY, 0))
+    found = train_nexus(fold, ROOMY, 0).corrections()
     unseen = fold.regulator >= 20
     assert np.array_equal(found[unseen], np.zeros_like(found[unseen]))
     assert (np.abs(found[~unseen]).max(1) > 0).mean() > 0.9
-    shared = corrections(fold, train_nexus(fold, SMALL, 0))  # in a bucket with others it reads those
+    shared = train_nexus(fold, SMALL, 0).corrections()  # in a bucket with others it reads those
     assert (np.abs(shared[unseen]).max(1) > 0).any()
 
 
 def gain(fold, trained, rows):
     """Errors of the corrected and of the base's predictions on some rows."""
-    left = fold.residual[rows] - corrections(fold, trained)[rows] @ fold.lift
+    left = fold.residual[rows] - trained.corrections()[rows] @ fold.lift
     return np.square(left).mean(1), np.square(fold.residual[rows]).mean(1)
 
 
@@ -153,12 +152,23 @@ def wild(fold, rows):
     return dataclasses.replace(fold, **changes)
 
 
-def test_what_is_observed_of_test_rows_never_reaches_the_model(planted, last_epoch):
-    fold = planted()
-    for config in (SMALL, dataclasses.replace(SMALL, gate_signal="residual")):
-        trained, blind = train_nexus(fold, config, 0), train_nexus(wild(fold, fold.test), config, 0)
-        assert same(trained, blind) and trained.curves == blind.curves and trained.scale == blind.scale
-        assert np.array_equal(corrections(fold, trained), corrections(fold, blind))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gate_signal": "residual"},
+        {"mode": "language", "window": 50},
+        {"correct": "genes", "top_genes": 3},
+        {"routing": "class"},
+        {"routing": "levels"},
+        {"routing": "hash"},
+    ],
+)
+def test_what_is_observed_of_test_rows_never_reaches_the_model(planted, last_epoch, changes):
+    fold, config = planted(classes=4, manifold=False), dataclasses.replace(SMALL, **changes)
+    trained, blind = train_nexus(fold, config, 0), train_nexus(wild(fold, fold.test), config, 0)
+    assert same(trained, blind) and trained.curves == blind.curves and trained.inputs.scale == blind.inputs.scale
+    assert np.array_equal(trained.corrections(), blind.corrections())
 
 
 def test_validation_rows_choose_the_epoch_and_do_nothing_else(planted, last_epoch):
@@ -168,28 +178,12 @@ def test_validation_rows_choose_the_epoch_and_do_nothing_else(planted, last_epoc
     assert not same(trained, train_nexus(wild(fold, fold.train[:1]), SMALL, 0))
 
 
-def test_edges_and_scale_come_from_training_rows(planted):
-    fold = planted()
-    held_out = np.concatenate([fold.validation, fold.test])
-    changed = dataclasses.replace(
-        wild(fold, held_out), dose=np.where(np.isin(np.arange(len(fold.dose)), held_out), 0.01, fold.dose)
-    )
-    vocabulary, records, scale = make_records(fold, SMALL, fold.residual, "cpu")
-    other, blind, other_scale = make_records(changed, SMALL, changed.residual, "cpu")
-    assert other == vocabulary and other_scale == scale
-    assert torch.equal(blind.content[fold.train], records.content[fold.train])
-    assert make_records(wild(fold, fold.train), SMALL, fold.residual, "cpu")[0] != vocabulary
-    assert scale == pytest.approx(np.sqrt(np.mean(fold.residual[fold.train] ** 2)), rel=1e-6)
-    assert records.residual[fold.train].square().mean() == pytest.approx(1, rel=1e-5)
-    assert records.known.tolist() == (fold.regulator < 20).tolist()
-
-
 def test_the_heads_entropy_tells_regulators_apart_after_training(planted, last_epoch):
     fold = planted()
     trained = train_nexus(fold, dataclasses.replace(ROOMY, epochs=6, language_weight=1.0, language_share=1.0), 0)
-    records = trained.records
+    records = trained.inputs.records
     first = (fold.regulator < 20) & (fold.dose == fold.dose[0]) & (fold.state == 0)
-    entropy = trained.model.stream(records.take(torch.tensor(first))).signal
+    entropy = trained.model.streams(records.take(torch.tensor(first)))[0].signal
     assert len(entropy) == 20 and entropy.std() > 1e-3  # nats; float noise is 1e-6
     assert (torch.pdist(entropy[:, None]) > 1e-5).float().mean() > 0.95
 
@@ -218,7 +212,7 @@ def test_weights_of_the_chosen_epoch_are_returned(planted, monkeypatch):
         monkeypatch.setattr(residual, "chosen_epoch", lambda errors, *_, epoch=epoch: epoch)
         trained[epoch] = train_nexus(fold, SMALL, 0)
         assert trained[epoch].diagnostics["epoch"] == epoch
-        left = fold.residual - corrections(fold, trained[epoch]) @ fold.lift
+        left = fold.residual - trained[epoch].corrections() @ fold.lift
         reached = 1 - np.square(left[fold.validation]).mean() / np.square(fold.residual[fold.validation]).mean()
         curve = {row["epoch"]: row["value"] for row in trained[epoch].curves if row["metric"] == "validation_gain"}
         assert curve[epoch] == pytest.approx(reached, abs=1e-4)

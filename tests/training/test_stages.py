@@ -3,15 +3,18 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mantra_ray.config import replace
 from mantra_ray.errors import InputError
+from mantra_ray.fields import replace
 from mantra_ray.forward import Fold, predict
 from mantra_ray.training import stages
+from mantra_ray.training.crossfit import calibration_slope, out_of_fold
 from mantra_ray.training.distributed import save_unit, train_unit
-from mantra_ray.training.stages import calibration_slope, make_folds, out_of_fold, stage_key, variable_genes
+from mantra_ray.training.networks import load_networks
+from mantra_ray.training.stages import make_folds, stage_key, variable_genes
 
 
 @pytest.fixture
@@ -114,6 +117,32 @@ def test_an_interrupted_run_goes_on_where_it_stopped(screen, experiment, in_proc
     np.testing.assert_array_equal(fold.base_program, make(screen, experiment, tmp_path / "whole").base_program)
 
 
+def test_networks_stay_beside_the_fold_and_predict_what_it_holds(screen, experiment, in_process, tmp_path):
+    experiment = replace(experiment, **{"manifold.smooth": True})
+    fold = make(screen, experiment, tmp_path)
+    networks = load_networks(tmp_path / fold.meta["networks"])
+    rows = fold.regulator, fold.dose, fold.state
+    predictions = []
+    for model, scale in zip(networks.models, networks.scales, strict=True):
+        with torch.no_grad():
+            predictions.append(model(*map(torch.from_numpy, rows)).numpy() * scale)
+    base = networks.smooth(out_of_fold(predictions, fold.cross_fit)) * fold.meta["calibration"]
+    np.testing.assert_allclose(base, fold.base_expression, atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"text")])
+def test_networks_that_are_missing_or_damaged_are_trained_again(screen, experiment, in_process, tmp_path, damage):
+    fold = make(screen, experiment, tmp_path)
+    path = tmp_path / fold.meta["networks"]
+    whole = load_networks(path)
+    damage(path)
+    again = make(screen, experiment, tmp_path)
+    assert len(in_process) == 6 and not list((tmp_path / "units").iterdir())
+    for model, other in zip(whole.models, load_networks(path).models, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    np.testing.assert_array_equal(again.base_program, fold.base_program)
+
+
 def test_runs_that_share_a_folder_do_not_harm_each_other(screen, experiment, in_process, tmp_path, monkeypatch):
     other = replace(experiment, **{"programs.k": 3})  # shares the networks
     foreign = tmp_path / "units" / "foreign_0.npz"
@@ -198,7 +227,8 @@ def test_programs_alone_get_a_cross_fitted_ridge(screen, experiment, in_process,
         graph=None, traits={}, program_names=("p", "q", "r"),
     )  # fmt: skip
     fold = make(alone, experiment, tmp_path)
-    assert fold.meta["base"] == "ridge" and not in_process
+    assert fold.meta["base"] == "ridge" and "networks" not in fold.meta and not in_process
+    assert len(list(tmp_path.iterdir())) == 1
     assert fold.delta_expression is fold.base_expression is fold.lift_expression is fold.loadings is None
     np.testing.assert_array_equal(fold.lift, np.eye(3))
     assert np.square(fold.residual[fold.test]).mean() < 0.3 * np.square(program[fold.test]).mean()
@@ -259,6 +289,6 @@ def test_end_to_end_on_ray(screen, experiment, in_process, tmp_path, monkeypatch
     fold = Fold.load(paths[stage_key(experiment, screen.sha256)])
     np.testing.assert_allclose(fold.base_program, here.base_program, atol=1e-5)
     assert (3, 3, "GRN-GNN cross-fitting") in told
-    assert [path.name for path in (tmp_path / "ray").iterdir() if path.is_file()] == [
-        f"fold_{stage_key(experiment, screen.sha256)}.npz"
-    ]
+    key = stage_key(experiment, screen.sha256)
+    files = {path.name for path in (tmp_path / "ray").iterdir() if path.is_file()}
+    assert files == {f"fold_{key}.npz", f"grn_{key}.pt"}

@@ -1,0 +1,63 @@
+"""Training of the memory's reader on a fold, in either mode, and what it predicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mantra_ray.config import NexusConfig
+from mantra_ray.forward import Fold, Prediction, predict
+from mantra_ray.nexus.adapter import Memories, Nexus, trimmed
+from mantra_ray.training.inputs import Inputs, make_inputs
+from mantra_ray.training.language import fit_language
+from mantra_ray.training.residual import Curves, OnEpoch, fit_correction, read_only
+
+
+@dataclass
+class Trained:
+    """A trained model with the memory that its final weights warmed on the training rows."""
+
+    model: Nexus
+    memories: Memories
+    inputs: Inputs
+    curves: list[dict]  # epoch, metric, value
+    diagnostics: dict[str, float]  # of the final warming pass
+
+    def corrections(self, memories: Memories | None = None) -> np.ndarray:
+        """Corrections [N, M] of all rows, in the data's units; records never read their own slot."""
+        memories = self.memories if memories is None else memories
+        return read_only(self.model, trimmed(memories), self.inputs.records).value.cpu().numpy() * self.inputs.scale
+
+    def predict(self, fold: Fold, memories: Memories | None = None) -> Prediction:
+        """Predictions of all rows with the given memory (default: the warmed one)."""
+        everything, correction = np.arange(len(fold.regulator)), self.corrections(memories)
+        if self.model.config.correct == "genes":
+            return predict(fold, everything, expression=correction)
+        return predict(fold, everything, correction)
+
+
+def train_nexus(
+    fold: Fold,
+    config: NexusConfig,
+    seed: int,
+    residual: np.ndarray | None = None,
+    on_epoch: OnEpoch | None = None,
+    device: str = "cpu",
+) -> Trained:
+    """Train on the fold's residuals, or on others [N, M] in their place (the shuffled control).
+
+    Mode B (`residual`): regression of the whole model. Mode A (`language`): a language model over the record
+    stream, whose entropy then gates the writes, and a decoding head trained on its frozen hidden states.
+    """
+    torch.manual_seed(seed)
+    draw = torch.Generator().manual_seed(seed)
+    inputs = make_inputs(fold, config, residual, device)
+    model = Nexus(inputs.vocabulary, config, inputs.routes, inputs.records.base.shape[1]).to(device)
+    train, held_out = (inputs.records.take(torch.tensor(rows, device=device)) for rows in (fold.train, fold.validation))
+    curves = Curves(on_epoch)
+    if config.mode == "language":
+        fit_language(model, train, held_out, draw, curves)
+    memories, diagnostics = fit_correction(model, train, held_out, inputs.space, draw, curves)
+    return Trained(model, memories, inputs, curves.rows, diagnostics)
