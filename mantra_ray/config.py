@@ -19,7 +19,7 @@ class SimulationConfig:
     states: int = 2
     """Cell states, each with its own basal expression and active edges."""
     genes: int = 1000
-    """Measured genes, the regulators among them."""
+    """Measured genes; the regulators are among them, as far as they go."""
     programs: int = 30
     """Planted gene programs."""
     idiosyncratic_share: float = 0.3

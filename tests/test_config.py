@@ -93,8 +93,13 @@ def test_every_field_moves_the_digest():
 
 
 def test_a_digest_is_the_same_in_another_process():
-    code = "from mantra_ray.config import ExperimentConfig; from mantra_ray.fields import digest; print(digest(ExperimentConfig()))"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imports = "from mantra_ray.config import ExperimentConfig; from mantra_ray.fields import digest"
+    told = subprocess.run(
+        [sys.executable, "-c", f"{imports}; print(digest(ExperimentConfig()))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert told.stdout.strip() == digest(ExperimentConfig())
 
 

@@ -20,7 +20,7 @@ COLUMNS = ["seed", "record", "regulator", "squared_error", "reference_error"]
 class Paired:
     """One configuration less the default one on one split: gains on the same test records, all seeds pooled."""
 
-    difference: Interval  # of gains, as a share of the GNN's error; above 0 the configuration is better
+    difference: Interval  # of errors, as a share of the default's GNN error; above 0 the configuration is better
     p_value: float  # two-sided, adjusted by Holm over all comparisons of the table
     seeds: int
 
@@ -30,24 +30,24 @@ def default_configuration(found: Sequence[Configuration]) -> Configuration | Non
     return next((item for item in found if item.knobs.items() <= DEFAULTS.items()), None)
 
 
-def against_default(store: Store, found: Sequence[Configuration], part: str = "test") -> dict[tuple[int, str], Paired]:
-    """Paired comparisons by position in `found` and split, on the seeds that both finished."""
+def against_default(store: Store, found: Sequence[Configuration], arm: str) -> dict[tuple[int, str], Paired]:
+    """Paired comparisons of an arm on test by position in `found` and split, on the seeds that both finished."""
     default = default_configuration(found)
     if default is None:
         return {}
     compared, p_values = {}, []
     for split, reference in default.results.items():
-        base = _errors(store, reference.trials, part)
+        base = _errors(store, reference.trials, arm)
         for i, item in enumerate(found):
             if item is default or split not in item.results:
                 continue
-            mine, theirs = _shared(_errors(store, item.results[split].trials, part), base)
+            mine, theirs = _shared(_errors(store, item.results[split].trials, arm), base)
             if not len(mine["seed"]):
                 continue
             gained = theirs["squared_error"] - mine["squared_error"]
             who = mine["regulator"], mine["seed"]
             confidence = reference.trials[0]["evaluation.confidence"]
-            limits = ratio_intervals(gained[:, None], mine["reference_error"][:, None], *who, 1000, confidence, 0)
+            limits = ratio_intervals(gained[:, None], theirs["reference_error"][:, None], *who, 1000, confidence, 0)
             interval = Interval(*(float(limit[0]) for limit in limits), len(gained))
             p_values.append(nested_p_value(theirs["squared_error"], mine["squared_error"], *who, RESAMPLES))
             compared[i, split] = interval, len(np.unique(mine["seed"]))
@@ -58,9 +58,9 @@ def against_default(store: Store, found: Sequence[Configuration], part: str = "t
     }
 
 
-def _errors(store: Store, trials: Sequence[dict], part: str) -> dict[str, np.ndarray]:
-    """Errors with memory on of the trials' records, by seed and record."""
-    where = (ds.field("part") == part) & (ds.field("arm") == "memory_on")
+def _errors(store: Store, trials: Sequence[dict], arm: str) -> dict[str, np.ndarray]:
+    """Errors of an arm on the trials' test records, by seed and record."""
+    where = (ds.field("part") == "test") & (ds.field("arm") == arm)
     rows = store.read("records", [row["trial"] for row in trials], COLUMNS, where)
     rows = rows.sort_by([("seed", "ascending"), ("record", "ascending")])
     return {name: rows[name].to_numpy() for name in COLUMNS}

@@ -66,10 +66,11 @@ def print_summary(root: Path, console: Console) -> None:
         if group:
             say("\n" + heading(group), style="bold")
             print_by_split(console, list(arms), lambda splits, group=group: group_table(group, found, splits))
-    compared = against_default(store, found) if len(found) <= COMPARED else {}
-    if compared:
-        say("\nAgainst the default, on the same test records: points of gain [interval], p (Holm)", style="bold")
-        print_by_split(console, list(arms), lambda splits: compared_table(found, compared, splits))
+    for arm in compared_arms(found):
+        compared = against_default(store, found, arm)
+        if compared:
+            say(f"\n{arm} against the default's, on the same test records: points [interval], p (Holm)", style="bold")
+            print_by_split(console, list(arms), lambda splits, pairs=compared: compared_table(found, pairs, splits))
     if any(arms.values()):
         say("\nBaselines, and the memory as validation chooses it: program MSE, gain [interval]", style="bold")
         print_by_split(console, list(arms), lambda splits: arm_table({split: arms[split] for split in splits}))
@@ -155,6 +156,14 @@ def group_table(group: Sequence[Configuration], found: Sequence[Configuration], 
             results.append(Text(shown + ("*" if best else " "), style="bold" if best else ""))
         table.add_row(*(values[i] for values in cells.values()), *results)
     return table
+
+
+def compared_arms(found: Sequence[Configuration]) -> tuple[str, ...]:
+    """Arms that are compared with the default's: the GNN alone too, where the sweep changes it; none of very many."""
+    if len(found) > COMPARED:
+        return ()
+    own = all(name.startswith("nexus.") for item in found for name in item.knobs)
+    return ("memory_on",) if own else ("memory_off", "memory_on")
 
 
 def compared_table(

@@ -112,20 +112,26 @@ def configurations(store: Store, trials: Sequence[dict[str, Any]]) -> list[Confi
     """Finished Nexus trials by configuration and split, in the order of `trials`."""
     nexus = [row for row in trials if row["kind"] == "nexus" and row["status"] == "done"]
     fields = [name for name in flatten(ExperimentConfig()) if name not in PAIRED]
-    swept = [name for name in fields if len({row[name] for row in nexus}) > 1]
+    swept = [name for name in fields if len({value(row, name) for row in nexus}) > 1]
     found: dict[tuple, Configuration] = {}
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in nexus:
-        groups.setdefault((row["split.kind"], *(row[name] for name in swept)), []).append(row)
+        groups.setdefault((row["split.kind"], *(value(row, name) for name in swept)), []).append(row)
     for (split, *values), rows in groups.items():
         part = {name: read_arms(store, rows, name, ("memory_on",)) for name in ("validation", "test")}
         validation, test = (part[name].get("memory_on") for name in ("validation", "test"))
         if test is not None:
             chance = validation.gain.value if validation is not None else float("nan")
             knobs = dict(zip(swept, values, strict=True))
-            item = found.setdefault(tuple(values), Configuration(knobs, {}, {name: rows[0][name] for name in fields}))
+            settings = {name: value(rows[0], name) for name in fields}
+            item = found.setdefault(tuple(values), Configuration(knobs, {}, settings))
             item.results[split] = Result(rows, chance, test.gain)
     return list(found.values())
+
+
+def value(row: dict[str, Any], name: str) -> Any:
+    """A trial's setting; one that came after the trial had the default."""
+    return row.get(name, DEFAULTS[name])
 
 
 def best_on_validation(found: Sequence[Configuration], split: str) -> list[Configuration]:

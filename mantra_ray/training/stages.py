@@ -187,7 +187,7 @@ def records_of(screen: Screen) -> Records:
     """What the networks read of a screen."""
     data = screen.data
     names = (data.gene_names, data.regulator_names)
-    given = (screen.graph, screen.controls)
+    given = (screen.graph, screen.controls, screen.regulator_class)
     return Records(data.regulator, data.dose, data.state, data.delta_expression, *names, len(data.state_names), *given)
 
 
