@@ -23,8 +23,7 @@ from mantra_ray.nexus.routing import Route
 from mantra_ray.nexus.tokens import Vocabulary
 from mantra_ray.provenance import code_version
 from mantra_ray.training.inputs import make_inputs
-from mantra_ray.training.networks import _read as read_tensors
-from mantra_ray.training.networks import load_networks
+from mantra_ray.training.networks import load_networks, read_tensors
 from mantra_ray.training.nexus import Trained
 from mantra_ray.training.recursive import RecursiveCascade, TrainedRecursion
 

@@ -68,7 +68,7 @@ def save_networks(path: Path, results: Sequence[dict[str, np.ndarray]], graph: G
 def load_networks(path: Path, device: torch.device | str = "cpu") -> Networks:
     """Read what `save_networks` wrote; InputError if the file is not there or damaged."""
     try:
-        stored = _read(path)
+        stored = read_tensors(path)
         rebuilt = [_rebuild(**network, device=device) for network in stored["networks"]]
         graph, smoothing = None, 0.0
         if stored["manifold"] is not None:
@@ -84,12 +84,13 @@ def load_networks(path: Path, device: torch.device | str = "cpu") -> Networks:
 def are_whole(path: Path) -> bool:
     """Whether `load_networks` would succeed, as far as the file's check sums tell."""
     try:
-        return bool(_read(path)["networks"])
+        return bool(read_tensors(path)["networks"])
     except Exception:  # whatever the unpickler makes of a damaged file
         return False
 
 
-def _read(path: Path) -> dict:
+def read_tensors(path: Path) -> dict:
+    """Tensors and numbers of a file that torch wrote, its check sums verified; ValueError where one is wrong."""
     with zipfile.ZipFile(path) as archive:  # torch writes check sums but does not read them
         broken = archive.testzip()
     if broken is not None:
