@@ -118,6 +118,7 @@ def screen(tmp_path):
         ("--nexus.regret-gamma nan", ["--nexus.regret-gamma", "nan"]),
         ("--nexus.query-alpha 1.5", ["--nexus.query-alpha", "from 0 to 1", "1.5"]),
         ("--nexus.d-model 33", ["--nexus.d-model", "multiple of the heads", "33"]),
+        ("--data {0}/screen.npz --nexus.routing class", ["--nexus.routing", "--classes", "class"]),
         ("--grn.folds 1", ["--grn.folds", "at least 2", "1"]),
         ("--evaluation.bootstrap 0", ["--evaluation.bootstrap", "at least 1", "0"]),
         ("--test-fraction 1.5", ["test_fraction", "between 0 and 1", "1.5"]),

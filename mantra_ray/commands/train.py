@@ -41,7 +41,7 @@ from mantra_ray.sweep.store import RECORDS, SCORES
 from mantra_ray.sweep.summary import CEILING, FLOOR, Arm
 from mantra_ray.sweep.trial import memory_arms, run_trial
 from mantra_ray.training.checkpoint import save
-from mantra_ray.training.inputs import make_inputs
+from mantra_ray.training.inputs import check_memory, make_inputs
 from mantra_ray.training.nexus import Trained
 from mantra_ray.training.recursive import train_memory
 from mantra_ray.training.stages import files, is_done, make_folds, stage_key
@@ -159,6 +159,7 @@ def make_fold(screen: Screen, experiment: ExperimentConfig, options: TrainOption
     artifacts, key = Path(options.out).resolve() / "artifacts", stage_key(experiment, screen.sha256)
     if is_done(screen, artifacts, key):
         return files(artifacts, key)[0]
+    check_memory(experiment.nexus, screen.data.delta_expression is not None, bool(screen.class_names))
     make_split(screen.data, experiment.split, experiment.seed)  # refuses what the data cannot give, before Ray
     display.say(f"Connecting to Ray at {options.address}" if options.address else "Starting Ray")
     with connected(options.address) as resources:

@@ -31,6 +31,7 @@ from mantra_ray.sweep.report import print_summary
 from mantra_ray.sweep.spec import SweepSpec, TrialSpec
 from mantra_ray.sweep.store import Store
 from mantra_ray.sweep.summary import read_description
+from mantra_ray.training.inputs import check_memory
 from mantra_ray.training.stages import make_folds, stage_key
 
 # What a trial's numbers depend on: a change elsewhere runs no trial again.
@@ -70,6 +71,7 @@ def run_sweep(spec: SweepSpec, options: Options, console: Console, run: Callable
             screen = with_controls(load_screen(spec.base.data), arms)
             for note in screen.notes:
                 display.say(f"Note: {note}")
+            check_memory(spec.base.nexus, screen.data.delta_expression is not None, bool(screen.class_names))
             trials = replace(spec, splits=spec.splits or screen.splits).trials(screen.sha256, code_version(*CODE))
             for config in {(trial.config.split, trial.config.seed): trial.config for trial in trials}.values():
                 make_split(screen.data, config.split, config.seed)  # refuses what the data cannot give, before Ray

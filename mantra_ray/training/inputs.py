@@ -53,6 +53,18 @@ class Inputs:
     space: Space
 
 
+def check_memory(config: NexusConfig, has_expression: bool, has_classes: bool) -> None:
+    """Raise InputError where the memory asks for what the data does not have."""
+    asks = {"correct": config.correct == "genes", "top_genes": config.top_genes > 0}
+    asks["correction"] = config.correction == "recursive"
+    for name in (name for name, asked in asks.items() if asked and not has_expression):
+        field = "--nexus." + name.replace("_", "-")
+        raise InputError("options", field, getattr(config, name), "the data has no changes of expression")
+    if config.routing in ("class", "levels") and not has_classes:
+        problem = "no regulator's class is known; name a file of them (--classes)"
+        raise InputError("options", "--nexus.routing", config.routing, problem)
+
+
 def make_inputs(fold: Fold, config: NexusConfig, residual: np.ndarray | None = None, device: str = "cpu") -> Inputs:
     """Records whose values are changes of programs, or of genes where `config.correct` says so.
 
@@ -60,10 +72,7 @@ def make_inputs(fold: Fold, config: NexusConfig, residual: np.ndarray | None = N
     lacks what the config asks for.
     """
     train, expression = fold.train, fold.delta_expression
-    if expression is None and (config.correct == "genes" or config.top_genes):
-        field = "--nexus.correct" if config.correct == "genes" else "--nexus.top-genes"
-        value = config.correct if config.correct == "genes" else config.top_genes
-        raise InputError("options", field, value, "the data has no changes of expression")
+    check_memory(config, expression is not None, bool((fold.regulator_class >= 0).any()))
     genes = config.correct == "genes"
     if genes and not np.allclose(fold.lift, np.eye(fold.programs), atol=1e-4):
         raise InputError("options", "--nexus.correct", "genes", "a gene correction passes no manifold: leave it off")

@@ -18,6 +18,7 @@ from mantra_ray.forward import Fold, Prediction, predict
 from mantra_ray.nexus.adapter import Correction, Memories, Nexus, trimmed
 from mantra_ray.nexus.cam import EMPTY
 from mantra_ray.nexus.records import Records, hidden_share
+from mantra_ray.training.inputs import check_memory
 from mantra_ray.training.networks import Networks, load_networks
 from mantra_ray.training.nexus import Trained, train_nexus
 from mantra_ray.training.residual import Curves, OnEpoch, Stepper, chosen_epoch, summed, workers
@@ -279,8 +280,7 @@ def train_memory(
 ) -> Trained:
     """Train the memory as the config wants it: added, or fed into the networks that lie beside the fold in `folder`."""
     recursive = config.correction == "recursive"
-    if recursive and fold.loadings is None:
-        raise InputError("options", "--nexus.correction", "recursive", "the data has no changes of expression")
+    check_memory(config, fold.loadings is not None, has_classes=True)  # before the networks are looked for
     networks = load_networks(folder / fold.meta["networks"], device) if recursive else None
     start = train_nexus(fold, config, seed, on_epoch=on_epoch, device=device)
     return start if networks is None else train_recursive(fold, networks, start, seed, on_epoch)

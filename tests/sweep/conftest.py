@@ -35,7 +35,9 @@ def screen():
     """What the runner needs to know of the data."""
     rows = np.arange(12)
     data = PerturbationData(regulator=rows % 4, dose=np.full(12, 0.5, np.float32))
-    return SimpleNamespace(data=data, sha256="data", splits=("seen", "unseen"), notes=("no traits given",))
+    return SimpleNamespace(
+        data=data, sha256="data", splits=("seen", "unseen"), notes=("no traits given",), class_names=()
+    )
 
 
 @pytest.fixture
