@@ -14,7 +14,7 @@ from mantra_ray.config import ExperimentConfig, SimulationConfig
 from mantra_ray.data.fetch import hash_file
 from mantra_ray.data.network import cell_states, grow, settle
 from mantra_ray.data.screen import Controls, Screen
-from mantra_ray.data.tables import read_table, some
+from mantra_ray.data.tables import read_matrix, read_table, some
 from mantra_ray.errors import InputError
 
 LEAST = 8  # cells that a density can be learned on at all
@@ -98,7 +98,7 @@ def read_controls(
     """
     path, notes = Path(path), []
     if path.suffix.lower() == ".npy":
-        profiles = _read_matrix(path, len(gene_names))
+        profiles = read_matrix(path, "cells", "[cells, genes]", len(gene_names), axis=1)
         state = np.full(len(profiles), -1)
     else:
         table = read_table(path)
@@ -121,22 +121,6 @@ def read_controls(
     if (state < 0).all() and len(state_names) > 1:
         notes.append(f"{path}: no column state: every state is compared with the mean of all cells")
     return Controls(profiles.astype(np.float32), state.astype(np.int64)), notes
-
-
-def _read_matrix(path: Path, genes: int) -> np.ndarray:
-    if not path.is_file():
-        raise InputError(path, "file", str(path), "there is no such file")
-    try:
-        matrix = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(path, "file", type(error).__name__, f"cannot be read as .npy: {error}") from error
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "iuf":
-        raise InputError(path, "cells", getattr(matrix, "shape", None), "a numeric matrix [cells, genes] is wanted")
-    if matrix.shape[1] != genes:
-        raise InputError(path, "cells", matrix.shape, f"{genes} columns are wanted, one a gene of the data")
-    for row, column in np.argwhere(~np.isfinite(matrix))[:1]:
-        raise InputError(path, "cells", matrix[row, column].item(), f"row {row}, column {column} is not finite")
-    return matrix
 
 
 def _states(path: Path, labels: np.ndarray, state_names: Sequence[str]) -> np.ndarray:

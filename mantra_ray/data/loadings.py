@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mantra_ray.data.tables import read_table, some
+from mantra_ray.data.tables import read_matrix, read_table, some
 from mantra_ray.errors import InputError
 
 # The spectra that cnmf writes, a row a program, in the order of preference where a folder holds several kinds:
@@ -60,7 +60,7 @@ def read_loadings(path: str | Path, gene_names: Sequence[str]) -> tuple[np.ndarr
     """
     path, notes = loadings_file(path), []
     if path.suffix.lower() == ".npy":
-        loadings = _read_matrix(path, len(gene_names))
+        loadings = read_matrix(path, "loadings", "[genes, programs]", len(gene_names), axis=0)
         programs = tuple(f"program{i}" for i in range(loadings.shape[1]))
     else:
         programs, genes, values = _read_cnmf(path) if CNMF.search(path.name) else _read_genes(path)
@@ -86,24 +86,6 @@ def check_loadings(loadings: np.ndarray, programs: Sequence[str], source: object
     rank = np.linalg.matrix_rank(loadings)
     if rank < loadings.shape[1]:
         raise InputError(source, "loadings", int(rank), f"the {loadings.shape[1]} programs are linearly dependent")
-
-
-def _read_matrix(path: Path, genes: int) -> np.ndarray:
-    if not path.is_file():
-        raise InputError(path, "file", str(path), "there is no such file")
-    try:
-        matrix = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(path, "file", type(error).__name__, f"cannot be read as .npy: {error}") from error
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "iuf":
-        raise InputError(
-            path, "loadings", getattr(matrix, "shape", None), "a numeric matrix [genes, programs] is wanted"
-        )
-    if matrix.shape[0] != genes or not matrix.shape[1]:
-        raise InputError(path, "loadings", matrix.shape, f"{genes} rows are wanted, one a gene of the data")
-    for row, column in np.argwhere(~np.isfinite(matrix))[:1]:
-        raise InputError(path, "loadings", matrix[row, column].item(), f"row {row}, column {column} is not finite")
-    return matrix
 
 
 def _read_genes(path: Path) -> tuple[tuple[str, ...], list[str], np.ndarray]:

@@ -111,3 +111,24 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> Table:
 def some(names: Sequence[str], limit: int = 5) -> str:
     """The first few of many names, for messages."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def read_matrix(path: Path, field: str, shape: str, genes: int, axis: int) -> np.ndarray:
+    """A numeric matrix from an .npy file, with the data's genes in order along `axis`; `shape` names its axes.
+
+    Raises InputError for a file that cannot be read, another shape, or values that are not finite.
+    """
+    if not path.is_file():
+        raise InputError(path, "file", str(path), "there is no such file")
+    try:
+        matrix = np.load(path, allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(path, "file", type(error).__name__, f"cannot be read as .npy: {error}") from error
+    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "iuf":
+        raise InputError(path, field, getattr(matrix, "shape", None), f"a numeric matrix {shape} is wanted")
+    if matrix.shape[axis] != genes or not matrix.shape[1 - axis]:
+        wanted = ("rows", "columns")[axis]
+        raise InputError(path, field, matrix.shape, f"{genes} {wanted} are wanted, one a gene of the data")
+    for row, column in np.argwhere(~np.isfinite(matrix))[:1]:
+        raise InputError(path, field, matrix[row, column].item(), f"row {row}, column {column} is not finite")
+    return matrix
