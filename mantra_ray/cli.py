@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from mantra_ray import __version__
 from mantra_ray.errors import InputError
 from mantra_ray.sweep.options import Options, parse
-from mantra_ray.sweep.report import print_summary
 from mantra_ray.sweep.runner import run_sweep
 from mantra_ray.sweep.spec import SweepSpec
+from mantra_ray.terminal import console, guarded
 
 USAGE = """usage: mantra COMMAND [options]   (mantra COMMAND --help tells more)
 
   sweep RECIPE.py     run a sweep
-  results runs/SWEEP  print a sweep's tables again
+  status runs/SWEEP   how far it is, and what failed
+  results runs/SWEEP  print its tables again, or any rows of them, also as CSV or Parquet
+  reproduce runs/SWEEP TRIAL   run one trial again from its row, and compare
+  merge, compact      join the folders of two sweeps; make few files of many
   train               train one memory, and leave its checkpoint and diagnostics
   explain FOLDER      which records a trained memory recalls, and what each adds
   data                list, fetch, describe and import data sets
   programs            fit gene programs, or choose how many
   tokens build        records as tokens, with vocabulary and index
-  bench               measure: cells, grn, recall, warming
+  bench               measure: cells, coverage, faults, grn, recall, throughput, warming
   --version"""
 # Commands by name, each a module with main(args); imported when called, since some are slow to import.
-COMMANDS = {name: f"mantra_ray.commands.{name}" for name in ("train", "explain", "data", "programs", "tokens")}
-BENCHES = {name: f"mantra_ray.bench.{name}" for name in ("cells", "grn", "recall", "warming")}
-WIDTH = 120  # of tables that go to a file or a pipe
+NAMES = ("train", "explain", "data", "programs", "tokens", "status", "results", "reproduce", "merge", "compact")
+COMMANDS = {name: f"mantra_ray.commands.{name}" for name in NAMES}
+MEASURED = ("cells", "coverage", "faults", "grn", "recall", "throughput", "warming")
+BENCHES = {name: f"mantra_ray.bench.{name}" for name in MEASURED}
 
 Recipe = Callable[[Options], SweepSpec]
 
@@ -43,8 +44,6 @@ def main(args: Sequence[str] | None = None) -> int:
     match args:
         case ["sweep", path, *options] if not path.startswith("-"):
             return guarded(lambda: run_recipe(load_recipe(Path(path)), options))
-        case ["results", folder] if not folder.startswith("-"):
-            return guarded(lambda: print_summary(Path(folder), console()) or 0)
         case ["bench", name, *options] if name in BENCHES:
             return guarded(lambda: importlib.import_module(BENCHES[name]).main(options))
         case [name, *options] if name in COMMANDS:
@@ -82,20 +81,3 @@ def load_recipe(path: Path) -> Recipe:
     if not callable(getattr(module, "recipe", None)):
         raise InputError(path, "recipe", None, "the file defines no function recipe(options)")
     return module.recipe
-
-
-def guarded(command: Callable[[], int]) -> int:
-    """Run a command; bad input becomes a message on stderr and exit code 2."""
-    try:
-        return command()
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # one line, whatever a library said
-        return 2
-    except BrokenPipeError:  # whoever reads our output, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-def console() -> Console:
-    """Standard output, wide enough for the tables where it is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=WIDTH)

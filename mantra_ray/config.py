@@ -181,9 +181,9 @@ class NexusConfig:
     """What a record's value holds and the correction is added to: changes of programs or of genes."""
     correction: Literal["additive", "recursive"] = "additive"
     """The correction is added to the GNN's prediction, or fed into every layer of the GNN."""
-    routing: Literal["regulator", "class", "levels", "hash"] = "regulator"
+    routing: Literal["regulator", "class", "levels", "hash", "random"] = "regulator"
     """What sets a record's bucket: its regulator, its functional class, both (a memory of each, with learned fusion),
-    or several hashes of the regulator."""
+    several hashes of the regulator, or chance (a control, which knows nothing of the regulator)."""
     hash_heads: int = 2
     """Memories behind `routing hash`, each with another prime number of buckets."""
     pathway_gamma: float = -4.0
@@ -200,6 +200,13 @@ class NexusConfig:
     """Share of the hidden state in the query; the rest is the bucket's centroid."""
     tau: float = 0.1
     """Read temperature."""
+    read: Literal["hard", "soft"] = "hard"
+    """Whether slots of the record's own regulator, if its bucket has any, are read alone, or the whole bucket always.
+    The pathway-level memory of `routing levels` is always read softly."""
+    transport: Literal["learned", "none"] = "learned"
+    """What is recalled: the residual, moved by a learned share towards the observation, or the residual alone."""
+    start: Literal["fitted", "plain"] = "fitted"
+    """Where training starts: gate and transport at least squares on the training records, or half open and at 0."""
     priming: int = 2
     """First records of a token that are admitted while its statistics form."""
     eviction: Literal["pss", "fifo", "random"] = "pss"

@@ -1,14 +1,30 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, in a folder of this machine or at any address that fsspec knows."""
+
+from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it replaces `path` when the block ends well and vanishes otherwise."""
+def atomic(path: str | Path | Remote) -> Iterator[Path]:
+    """A local path to write to; it becomes `path` when the block ends well and vanishes otherwise.
+
+    Beside `path` on a local disk, so that it is renamed into place; for a remote path it is put there in one
+    piece, which object stores show only when it is complete.
+    """
+    if isinstance(path, Remote):
+        with tempfile.TemporaryDirectory() as folder:
+            partial = Path(folder) / path.name
+            yield partial
+            path.filesystem.makedirs(path.parent.path, exist_ok=True)
+            path.filesystem.put_file(str(partial), path.path)
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -17,3 +33,97 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file or folder of an fsspec file system, with what of `pathlib.Path` the results need; can be pickled."""
+
+    filesystem: Any
+    path: str
+
+    def __truediv__(self, name: str) -> Remote:
+        return Remote(self.filesystem, f"{self.path.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.filesystem.unstrip_protocol(self.path)
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    @property
+    def parent(self) -> Remote:
+        """The folder that it lies in."""
+        return Remote(self.filesystem, self.path.rstrip("/").rpartition("/")[0])
+
+    def exists(self) -> bool:
+        """Whether there is a file or folder."""
+        return self.filesystem.exists(self.path)
+
+    def read_bytes(self) -> bytes:
+        """Content of the file; FileNotFoundError if there is none."""
+        return self.filesystem.cat_file(self.path)
+
+    def read_text(self) -> str:
+        """Content of the file, UTF-8."""
+        return self.read_bytes().decode()
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove the file."""
+        try:
+            self.filesystem.rm_file(self.path)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+
+Place = Path | Remote
+
+
+def place(address: str | Place) -> Place:
+    """Where an address points: a path, or `s3://bucket/runs` and any other address of fsspec.
+
+    Raises ValueError for an address of no known kind, or one whose package is not installed.
+    """
+    if not isinstance(address, str) or "://" not in address:
+        return address if isinstance(address, Remote) else Path(address)
+    import fsspec  # here, since it is slow to import
+    from fsspec.implementations.local import LocalFileSystem
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(address)
+    except ImportError as error:  # "Install s3fs to access S3"
+        raise ValueError(str(error)) from error
+    return Path(path) if isinstance(filesystem, LocalFileSystem) else Remote(filesystem, path)
+
+
+Stamp = tuple[Any, ...]
+
+
+def listing(folder: Place) -> dict[str, Stamp]:
+    """Files of a folder, by name, with a stamp that changes when the file does; none if there is no folder."""
+    if isinstance(folder, Remote):
+        folder.filesystem.invalidate_cache(folder.path)  # other processes write there too
+        try:
+            entries = folder.filesystem.ls(folder.path, detail=True)
+        except FileNotFoundError:
+            return {}
+        times = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created")
+        return {
+            entry["name"].rpartition("/")[2]: (entry["size"], *(str(entry[name]) for name in times if name in entry))
+            for entry in entries
+            if entry["type"] == "file"
+        }
+    found = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                    if entry.is_file():
+                        status = entry.stat()
+                        found[entry.name] = (status.st_size, status.st_mtime_ns, status.st_ino)
+    except FileNotFoundError:
+        return {}
+    return found

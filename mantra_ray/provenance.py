@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -38,20 +40,52 @@ def code_version(*parts: str) -> str:
     return hasher.hexdigest()[:16]
 
 
-def git_state(folder: Path = PACKAGE) -> tuple[str, bool]:
-    """Commit of the checkout that holds `folder` and whether tracked files were changed; ("", False) outside one."""
+def git_state(folder: Path = PACKAGE) -> tuple[str, bool, str]:
+    """Commit of the checkout that holds `folder`, whether tracked files were changed, and a hash of the changes.
 
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
-        )
-        return done.stdout.strip()
+    The hash has 16 hex digits of SHA-256; ("", False, "") outside a checkout, no hash where nothing was changed.
+    """
+
+    def git(*arguments: str) -> bytes:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, timeout=10, check=True)
+        return done.stdout
 
     try:
         git("ls-files", "--error-unmatch", ".")  # an installed copy inside someone else's repository is not ours
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        commit = git("rev-parse", "HEAD").decode().strip()
+        changes = git("diff", "HEAD", "--no-ext-diff", "--no-color", "--full-index", "--binary")
+        return commit, bool(changes), hashlib.sha256(changes).hexdigest()[:16] if changes else ""
     except (OSError, subprocess.SubprocessError):
-        return "", False
+        return "", False, ""
+
+
+def lock_hash() -> str:
+    """Hash (16 hex digits of SHA-256) of the names and versions of all installed distributions."""
+    found = {f"{item.name.lower().replace('_', '-')}=={item.version}" for item in metadata.distributions() if item.name}
+    return hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()[:16]
+
+
+SECRET_WORDS = {"token", "secret", "password", "passwd", "pwd", "key", "apikey", "credential", "credentials", "auth"}
+HIDDEN = "***"
+USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+SIGNED = re.compile(r"(?i)([?&][^=&\s]*(?:token|signature|sig|key|secret)[^=&\s]*=)[^&\s]+")
+TOKENS = re.compile(r"\b(?:hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abp]-|AKIA)[A-Za-z0-9_-]{12,}")
+
+
+def without_secrets(arguments: Sequence[str]) -> list[str]:
+    """A command line whose secrets are replaced by ***: values of options and variables named so, and known tokens."""
+    shown, hide = [], False
+    for argument in arguments:
+        name, given, _ = argument.partition("=")
+        secret = not SECRET_WORDS.isdisjoint(re.split(r"[-_.]+", name.lower()))
+        if hide and not argument.startswith("--"):
+            argument = HIDDEN
+        elif secret and given:
+            argument = f"{name}={HIDDEN}"
+        hide = secret and not given and argument.startswith("-")
+        argument = SIGNED.sub(rf"\1{HIDDEN}", USERINFO.sub(f"{HIDDEN}@", argument))
+        shown.append(TOKENS.sub(HIDDEN, argument))
+    return shown
 
 
 def device_name() -> str:
@@ -71,17 +105,25 @@ def _version(distribution: str) -> str:
 
 
 def provenance() -> dict[str, str | bool]:
-    """Flat record of the run's origin, the values of a Parquet row; never fails outside a git checkout."""
-    commit, dirty = git_state()
+    """Flat record of the run's origin, the values of a Parquet row; never fails outside a git checkout.
+
+    For once a run, since it lists all installed packages. The machine's name is left out, and so are secrets.
+    """
+    import torch
+
+    commit, dirty, changes = git_state()
     return {
         "code": code_version(),
         "python": platform.python_version(),
         "torch": _version("torch"),
+        "cuda": torch.version.cuda or "",
         "ray": _version("ray"),
         "torch_geometric": _version("torch-geometric"),
         "numpy": _version("numpy"),
-        "git_commit": commit,
-        "git_dirty": dirty,
+        "lock": lock_hash(),
+        "commit": commit,
+        "dirty": dirty,
+        "diff": changes,
         "device": device_name(),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(without_secrets(sys.argv)),
     }

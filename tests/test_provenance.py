@@ -1,9 +1,12 @@
+import platform
 import re
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 
 from mantra_ray.errors import InputError
-from mantra_ray.provenance import code_version, git_state, provenance
+from mantra_ray.provenance import code_version, git_state, lock_hash, provenance, without_secrets
 
 
 def test_code_version_follows_the_parts_named():
@@ -35,10 +38,60 @@ def test_unknown_part_is_an_input_error():
 
 
 def test_outside_a_checkout_there_is_no_commit(tmp_path):
-    assert git_state(tmp_path) == ("", False)
+    assert git_state(tmp_path) == ("", False, "")
+
+
+def test_a_commit_and_what_was_changed_since(tmp_path):
+    def git(*arguments):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
+
+    module = tmp_path / "module.py"
+    module.write_text("x = 1\n")
+    git("init")
+    git("add", "module.py")
+    git("commit", "-m", "first")
+    commit, dirty, changes = git_state(tmp_path)
+    assert re.fullmatch("[0-9a-f]{40}", commit) and not dirty and changes == ""
+    hashes = []
+    for text in ("x = 2\n", "x = 3\n", "x = 2\n"):
+        module.write_text(text)
+        assert git_state(tmp_path)[:2] == (commit, True)
+        hashes.append(git_state(tmp_path)[2])
+    assert hashes[0] == hashes[2] != hashes[1]
+    git("add", "module.py")  # staged changes count like others
+    assert git_state(tmp_path) == (commit, True, hashes[0])
 
 
 def test_provenance_is_flat_and_names_versions():
     row = provenance()
     assert row["torch"] and row["ray"] and row["python"] and row["device"] and row["command"]
+    assert re.fullmatch("[0-9a-f]{16}", row["lock"]) and platform.node() not in map(str, row.values())
     assert all(isinstance(value, (str, bool)) for value in row.values())
+
+
+def test_the_lock_is_that_of_the_installed_versions(monkeypatch):
+    def installed(**versions):
+        found = [SimpleNamespace(name=name, version=version) for name, version in versions.items()]
+        monkeypatch.setattr("mantra_ray.provenance.metadata.distributions", lambda: found)
+        return lock_hash()
+
+    assert installed(a="1", b="2") == installed(b="2", a="1") != installed(a="1", b="3")
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (["--seeds", "3", "--nexus.top-programs=4"], None),
+        (["tokens", "build", "--traits", "MCH=mch.csv"], None),
+        (["--api-key", "abc", "--seeds", "3"], ["--api-key", "***", "--seeds", "3"]),
+        (["--hf-token=abc", "x"], ["--hf-token=***", "x"]),
+        (["--token", "--seeds", "3"], None),
+        (["AWS_SECRET_ACCESS_KEY=abc"], ["AWS_SECRET_ACCESS_KEY=***"]),
+        (["--out", "s3://user:pass@host/runs"], ["--out", "s3://***@host/runs"]),
+        (["https://host/file?sig=abc&x=1"], ["https://host/file?sig=***&x=1"]),
+        (["say", "hf_" + "a" * 30], ["say", "***"]),
+    ],
+)
+def test_secrets_are_left_out_of_the_command(given, shown):
+    assert without_secrets(given) == (given if shown is None else shown)

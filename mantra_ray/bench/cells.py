@@ -20,9 +20,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import tyro
-from rich.console import Console
 from scipy import sparse
 
+from mantra_ray import terminal
 from mantra_ray.data.blocks import in_process, over_ray
 from mantra_ray.data.cells import import_cells
 from mantra_ray.data.cohort import CellOptions
@@ -34,7 +34,6 @@ from mantra_ray.sweep.cluster import connected
 CONTROL_SHARE = 0.05  # of the cells
 BLOCK = 10_000  # cells written at once
 ENTRIES = 2**17  # stored entries of an HDF5 chunk
-WIDTH = 120
 DESCRIPTION = "Time and memory that the import of a large screen takes, its cells in random order."
 
 
@@ -187,7 +186,7 @@ def main(args: Sequence[str] | None = None) -> int:
     for name in ("cells", "genes", "regulators", "batches"):
         if getattr(options, name) < 1:
             raise InputError("options", f"--{name}", getattr(options, name), "must be at least 1")
-    console = Console(width=WIDTH, highlight=False)
+    console = terminal.console()
     with tempfile.TemporaryDirectory(dir=options.folder or None) as folder:
         path = Path(folder) / "cells.h5ad"
         begun = time.perf_counter()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mantra_ray.bench.warming import WIDTH, bandwidth, timed
+from mantra_ray import terminal
+from mantra_ray.bench.warming import bandwidth, timed
 from mantra_ray.cascade.grn import SLOPE, Grn, GrnInputs, grn_inputs
 from mantra_ray.cascade.rounds import Round, SignedEdges, block_of
 from mantra_ray.config import GrnConfig
@@ -284,7 +284,7 @@ def main(args: Sequence[str]) -> int:
     """Measure, print and save; returns 0, or 1 if sparse and dense differ."""
     options = tyro.cli(Options, args=list(args), description=DESCRIPTION, prog="mantra bench grn")
     options.check()
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    console = terminal.console()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         rows = list(run(options, progress))
     show(rows, options, console)

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import math
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from rich.table import Table
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
+from mantra_ray import terminal
 from mantra_ray.bench.probes import CURVE, fill, recalls
 from mantra_ray.bench.zipf import COHERENCE, TOPICS, StreamConfig, make_stream
 from mantra_ray.config import NexusConfig
@@ -50,7 +50,6 @@ ABLATIONS = {
     "no gate": {"regret_gamma": -math.inf},
     "no PSS, no gate": {"eviction": "fifo", "regret_gamma": -math.inf},
 }
-WIDTH = 120  # of tables that go to a file or a pipe
 DESCRIPTION = "How much of a long stream of tokens each geometry of the memory can still recall."
 
 
@@ -272,7 +271,7 @@ def main(args: Sequence[str] | None = None) -> int:
         Options, args=None if args is None else list(args), prog="mantra bench recall", description=DESCRIPTION
     )
     options.check()
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    console = terminal.console()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         rows = list(run(options, progress))
     if options.out:

@@ -11,7 +11,6 @@ import json
 import math
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from mantra_ray import terminal
 from mantra_ray.config import NexusConfig
 from mantra_ray.errors import InputError
 from mantra_ray.files import atomic
@@ -38,7 +38,6 @@ VALUE = 2 * PROGRAMS + 2  # residual, base, dose and noise of a record
 RECORDS_A_REGULATOR = 20
 REPEATS = 3  # of the waves; their median counts
 COPIED = 2**26  # numbers copied to measure the memory's bandwidth: 256 MiB, far beyond any cache
-WIDTH = 120  # of tables that go to a file or a pipe
 DESCRIPTION = "The warming pass in waves against the plain loop, one record at a time."
 
 
@@ -256,7 +255,7 @@ def main(args: Sequence[str]) -> int:
     """Measure, print and save; returns 0, or 1 if waves and loop differ."""
     options = tyro.cli(Options, args=list(args), description=DESCRIPTION, prog="mantra bench warming")
     options.check()
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    console = terminal.console()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         rows = list(run(options, progress))
     show(rows, options, console)

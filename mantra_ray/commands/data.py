@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from mantra_ray import terminal
 from mantra_ray.config import DataConfig
 from mantra_ray.data.catalog import possible_splits, read_screen
 from mantra_ray.data.describe import count_by, missing_parts, save_picture, totals
@@ -28,7 +29,6 @@ USAGE = """usage: mantra data list                     the catalogued data sets,
        mantra data describe NAME|FILE       counts, what is missing, and a picture
        mantra data import FILE.h5ad         make records of cells
 Each takes --help."""
-WIDTH = 120  # of tables that go to a file or a pipe
 
 Folder = Annotated[
     str, tyro.conf.arg(metavar="FOLDER", help_behavior_hint=f"(default: the environment variable {FOLDER_VARIABLE})")
@@ -71,7 +71,7 @@ class DescribeOptions:
 
 def main(args: Sequence[str]) -> int:
     """Run `mantra data ...`; returns the exit code and raises InputError for unusable input."""
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    console = terminal.console()
 
     def parsed(kind: type, rest: Sequence[str]):
         return tyro.cli(kind, args=list(rest), description=kind.__doc__, prog=f"mantra data {args[0]}")

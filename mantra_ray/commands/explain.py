@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from mantra_ray import terminal
 from mantra_ray.errors import InputError
 from mantra_ray.files import atomic
 from mantra_ray.nexus.cam import EMPTY
@@ -69,7 +68,7 @@ def main(args: Sequence[str]) -> int:
     if options.out:
         with atomic(Path(options.out)) as partial:
             pq.write_table(to_table(checkpoint, explanation), partial, compression="zstd")
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console = terminal.console()
     for line in describe(checkpoint, explanation):
         console.print(line, highlight=False, markup=False)
     for table in tables(checkpoint, explanation, options.top):

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from mantra_ray import terminal
 from mantra_ray.cascade.consensus import Rows, Stability
 from mantra_ray.cascade.count_programs import fit_count_programs, gene_statistics, over_dispersed, scaled_counts
 from mantra_ray.cascade.programs import TOLERATED_LOSS, check_rank, choose_k, fit_programs, halves
@@ -89,7 +90,7 @@ class ChooseOptions(FitOptions):
 
 def main(args: Sequence[str]) -> int:
     """Run `mantra programs ARGS`; returns the exit code."""
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console = terminal.console()
     match list(args):
         case ["fit", *rest]:
             fit(_parse(FitOptions, rest, "fit"), console)

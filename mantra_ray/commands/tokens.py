@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.cluster import KMeans
 
+from mantra_ray import terminal
 from mantra_ray.cascade.programs import check_rank, fit_programs
 from mantra_ray.config import ExperimentConfig, SplitKind
 from mantra_ray.data.catalog import load_screen
@@ -87,7 +88,7 @@ def main(args: Sequence[str]) -> int:
         case ["build", *rest]:
             options = tyro.cli(TokenOptions, args=rest, description=__doc__, prog="mantra tokens build")
             options.check()
-            return run(options, Console() if sys.stdout.isatty() else Console(width=120))
+            return run(options, terminal.console())
         case ["-h" | "--help"]:
             print(USAGE)
             return 0

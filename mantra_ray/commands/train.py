@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from mantra_ray import terminal
 from mantra_ray.config import ExperimentConfig, SplitKind
 from mantra_ray.data.catalog import load_screen
 from mantra_ray.data.screen import Screen
@@ -34,11 +34,11 @@ from mantra_ray.provenance import code_version
 from mantra_ray.sweep.cluster import connected
 from mantra_ray.sweep.options import ExperimentOptions, check_writable, shown
 from mantra_ray.sweep.progress import Display
-from mantra_ray.sweep.report import arm_table
 from mantra_ray.sweep.runner import CODE
 from mantra_ray.sweep.spec import TrialSpec
 from mantra_ray.sweep.store import RECORDS, SCORES
 from mantra_ray.sweep.summary import CEILING, FLOOR, Arm
+from mantra_ray.sweep.tables import arm_table
 from mantra_ray.sweep.trial import memory_arms, run_trial
 from mantra_ray.training.checkpoint import save
 from mantra_ray.training.inputs import check_memory, make_inputs
@@ -116,7 +116,7 @@ def main(args: Sequence[str]) -> int:
     """Run `mantra train ARGS`; returns the exit code."""
     options = tyro.cli(TrainOptions, args=list(args), prog="mantra train")
     options.check()
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console = terminal.console()
     try:
         return run(options, console)
     except KeyboardInterrupt:

@@ -205,7 +205,7 @@ def ratio_scores(
     rows = []
     for (arm, metric), value, lower, upper in zip(names, *(limit.tolist() for limit in limits), strict=True):
         if metric in COMPLEMENTS:
-            value, lower, upper = 1 - value, 1 - upper, 1 - lower
+            value, lower, upper = 1 - value, 1 - upper, float(np.minimum(1.0, 1 - lower))
         rows.append(score_row(arm, where, metric, (value, lower, upper), len(regulator)))
     return rows
 

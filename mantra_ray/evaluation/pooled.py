@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from mantra_ray.evaluation.metrics import ROUNDING
-from mantra_ray.evaluation.statistics import resample_counts, resampled_sums
+from mantra_ray.evaluation.statistics import percentile_limits, resample_counts, resampled_sums
 
 Limits = tuple[float, float, float]  # value, lower, upper
 BLOCK = 2**22  # entries of the largest temporary table
@@ -89,7 +89,7 @@ class Resamples:
 
     def __init__(self, regulator: np.ndarray, resamples: int, confidence: float, seed: int):
         self.regulator, self.resamples, self.seed = regulator, resamples, seed
-        self.tail = (1 - confidence) / 2
+        self.confidence = confidence
         names, self.index = np.unique(regulator, return_inverse=True)
         self.regulators = len(names)
 
@@ -97,12 +97,12 @@ class Resamples:
         """A value with its interval, NaN with one regulator."""
         if self.regulators < 2:
             return float(value), float("nan"), float("nan")
-        lower, upper = np.quantile(draws, [self.tail, 1 - self.tail])
+        lower, upper = percentile_limits(draws, self.confidence, self.regulators)
         return float(value), float(lower), float(upper)
 
     def of_sums(self, columns: np.ndarray, metrics: dict) -> dict[str, Limits]:
         """Functions of the sums of columns [n, M], by name."""
-        sums = resampled_sums(columns, self.regulator, np.zeros_like(self.regulator), self.resamples, self.seed)
+        sums = resampled_sums(columns, self.regulator, self.resamples, self.seed)
         total = columns.sum(0)
         return {name: self.limits(metric(total), metric(sums)) for name, metric in metrics.items()}
 

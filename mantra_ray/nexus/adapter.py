@@ -114,7 +114,9 @@ class Nexus(nn.Module):
 
     @torch.no_grad()
     def trust_(self, memories: Memories, records: Records, reached: Reached, target: Tensor) -> None:
-        """Start every reader at least squares on the training records: see `Reader.trust_`."""
+        """Start every reader at least squares on the training records, if that is asked for: see `Reader.trust_`."""
+        if self.config.start == "plain":
+            return
         hidden = self.hidden(records)
         for reader, memory, bucket in zip(self.readers, memories, records.bucket.unbind(1), strict=True):
             reader.trust_(memory, records, bucket, hidden, reached, target)

@@ -75,7 +75,8 @@ class Reader(nn.Module):
     def decode(self, found: Read, base: Tensor) -> Tensor:
         """Corrections [N, M] before the gate: recalled residual + transport * move, times one gain an output."""
         recalled, move = self.parts(found, base)
-        return (recalled + self.transport * move) * self.decoder
+        moved = recalled + self.transport * move if self.config.transport == "learned" else recalled
+        return moved * self.decoder
 
     def features(self, records: Records, found: Read) -> Tensor:
         """What the gate sees of a read, [N, READ_FEATURES]."""
@@ -113,7 +114,7 @@ class Reader(nn.Module):
         Transport comes from reads of the own state, or of others where no read is hard. The gate gets one slope each
         for reads of other tokens (own token hidden), of the own token in other states (own state hidden) and of the
         own state; 1/2 where there are no such reads. `reached` maps corrections [n, M] to what
-        is judged, against `target` [N, ·].
+        is judged, against `target` [N, ·]. With `transport none` transport stays 0.
         """
         query = self.query(hidden, bucket)
         near = (None, None, lambda found: found.hard & (found.same_state > 0.5))
@@ -126,7 +127,7 @@ class Reader(nn.Module):
             rows = wanted(found)
             recalled, move = (reached(part[rows]) for part in self.parts(found, records.base))
             residual = target[rows]
-            if not slopes:
+            if not slopes and self.config.transport == "learned":
                 both = torch.stack([recalled.flatten(), move.flatten()], dim=1).double()
                 power = both.T @ both + 1e-9 * torch.eye(2, dtype=both.dtype, device=both.device)
                 slope, moved = torch.linalg.solve(power, both.T @ residual.flatten().double())

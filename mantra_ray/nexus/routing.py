@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mantra_ray.config import NexusConfig
+from mantra_ray.nexus.cam import random_slot
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,14 @@ class Route:
     name: str
     buckets: int
     slots: int
-    by: str  # "regulator" or "class"
+    by: str  # "regulator", "class" or "record"
     gamma: float  # the write gate's threshold
     hard: bool  # whether slots of the own regulator, if any, are read alone
 
-    def bucket(self, regulator: Tensor, regulator_class: Tensor) -> Tensor:
-        """Bucket [N] of regulators [N] whose classes [N] are -1 where unknown: these share a class of their own."""
+    def bucket(self, regulator: Tensor, regulator_class: Tensor, record: Tensor) -> Tensor:
+        """Bucket [N] of records [N], their regulators and classes; -1, unknown, is a class of its own."""
+        if self.by == "record":
+            return random_slot(record, torch.zeros_like(record), self.buckets)
         return (regulator if self.by == "regulator" else regulator_class + 1) % self.buckets
 
 
@@ -33,14 +36,19 @@ def make_routes(config: NexusConfig, records: int, classes: int) -> tuple[Route,
     and the slots spread over them, since a bucket without a class would lie idle. levels (multi-head memory): half of
     the slots by regulator, half by class behind a permissive gate, read softly over the whole class. hash: H manifolds
     of B / H buckets or less, each a prime number, all distinct, so that regulators which collide in one do not in
-    another. Raises ValueError where buckets or classes do not suffice.
+    another. random: a bucket drawn by the record's number alone. Raises ValueError where buckets or classes do not
+    suffice, and for random buckets with the gate on residuals: a record's gate would hang on other buckets' reads.
     """
-    buckets, gamma = bucket_count(config, records), config.regret_gamma
+    buckets, gamma, hard = bucket_count(config, records), config.regret_gamma, config.read == "hard"
     if config.routing == "regulator":
-        return (Route("regulator", buckets, config.slots, "regulator", gamma, True),)
+        return (Route("regulator", buckets, config.slots, "regulator", gamma, hard),)
+    if config.routing == "random":
+        if config.gate_signal == "residual":
+            raise ValueError("a regulator's records lie in several buckets; gate by entropy (--nexus.gate-signal)")
+        return (Route("random", buckets, config.slots, "record", gamma, hard),)
     if config.routing == "hash":
         moduli = primes_below(buckets // config.hash_heads, config.hash_heads)
-        return tuple(Route(f"hash{p}", p, config.slots, "regulator", gamma, True) for p in moduli)
+        return tuple(Route(f"hash{p}", p, config.slots, "regulator", gamma, hard) for p in moduli)
     if not classes:
         raise ValueError("no regulator's class is known; name a file of them (--classes)")
     levels = config.routing == "levels"
@@ -50,8 +58,8 @@ def make_routes(config: NexusConfig, records: int, classes: int) -> tuple[Route,
     kinds = min(share, classes + 1)
     slots = max(1, share * config.slots // kinds)
     if not levels:
-        return (Route("class", kinds, slots, "class", gamma, True),)
-    gene = Route("regulator", buckets - share, config.slots, "regulator", gamma, True)
+        return (Route("class", kinds, slots, "class", gamma, hard),)
+    gene = Route("regulator", buckets - share, config.slots, "regulator", gamma, hard)
     return (gene, Route("class", kinds, slots, "class", config.pathway_gamma, False))
 
 

@@ -176,8 +176,8 @@ def warm(
     """Fill a copy of `memory` from the stream; returns it with the pass's diagnostics.
 
     Means one record at a time: the same records in the same slots, values to float tolerance. `decode` maps what was
-    read and base predictions [n, K] to residuals [n, K], for the gate signal `residual` alone. Raises ValueError if
-    a token's records lie in several buckets. `warm_in_full` also tells of each bucket.
+    read and base predictions [n, K] to residuals [n, K], for the gate signal `residual` alone; with that signal,
+    raises ValueError if a token's records lie in several buckets. `warm_in_full` also tells of each bucket.
     """
     warmed = warm_in_full(memory, stream, config, decode)
     return warmed.memory, warmed.diagnostics

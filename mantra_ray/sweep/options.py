@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import tyro
 
@@ -28,7 +28,9 @@ from mantra_ray.config import (
 )
 from mantra_ray.errors import InputError
 from mantra_ray.fields import flatten
-from mantra_ray.sweep.spec import SweepSpec
+from mantra_ray.sweep.knobs import NUISANCE, Knob, product, unpinned
+from mantra_ray.sweep.racing import FIRST
+from mantra_ray.sweep.spec import Scheduler, Search, SweepSpec
 
 
 def shown(metavar: str, default: str = "") -> Any:
@@ -106,11 +108,34 @@ class Options(ExperimentOptions):
     """How many seeds; every configuration runs on each of them."""
     first_seed: int = 0
     """The first seed; the others follow it."""
+    effect: float = 0.02
+    """Wished-for difference of gains, as a share of the GNN's error; before the trials start it is said how many seeds
+    find it."""
+    power: float = 0.8
+    """Probability with which a difference that is there is to be found."""
 
-    search: Literal["grid", "sample"] = "grid"
-    """grid: every configuration of the recipe; sample: some drawn at random."""
-    num_trials: int = 8
-    """Configurations drawn with --search sample; each runs on every seed and split."""
+    search: Annotated[Search, shown("{grid,sample,tpe,multi}", "grid, or the recipe's own")] = "grid"
+    """grid: every configuration of the recipe; sample: some drawn at random; tpe: proposed by Optuna from what gained
+    on validation; multi: the same for gain, write density and records per second together."""
+    num_trials: Annotated[int, shown("INT", "8; 40 with tpe and multi")] = 0
+    """Configurations that a search other than grid tries; each runs on every seed and split."""
+    batch_configs: int = 8
+    """Configurations that tpe and multi propose at a time: more run side by side, fewer learn more from each."""
+    nuisance_trials: int = 1
+    """Settings of the nuisance knobs (learning rate) tried for each configuration, its own among them; the tables
+    compare each at its best on validation."""
+    racing: Annotated[bool, tyro.conf.FlagCreatePairsOff, shown("", "off")] = False
+    """Run seeds in rounds, and stop configurations that are behind the best on validation with the confidence of
+    --evaluation.confidence."""
+    confirm: int = 0
+    """Fresh seeds on which the winner of validation and the default are run again and judged."""
+    scheduler: Scheduler = "none"
+    """Stop trials that lag behind on validation: successive halving (asha), below the median; or let them go on from
+    better ones with other nuisance knobs (pbt). Trials compete within a seed and split."""
+    retry_failed: Annotated[bool, tyro.conf.FlagCreatePairsOff, shown("", "off")] = False
+    """Run again only the trials that failed; otherwise all that are not finished run."""
+    trial_timeout: Annotated[float, shown("SECONDS", "none")] = 0.0
+    """A trial that takes longer is ended and counts as failed."""
     smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff, shown("", "off")] = False
     """Tiny data and few passes, to see that all works; other options still apply on top."""
 
@@ -133,32 +158,55 @@ class Options(ExperimentOptions):
         for kind in self.splits:
             if kind not in get_args(SplitKind):
                 raise InputError("options", "--splits", kind, f"must be among {', '.join(get_args(SplitKind))}")
-        for name, least in (("seeds", 1), ("num_trials", 1), ("workers_per_trial", 1), ("first_seed", 0)):
+        least_values = {"seeds": 1, "workers_per_trial": 1, "first_seed": 0, "num_trials": "num_trials" in self.given}
+        for name, least in (least_values | {"batch_configs": 1, "nuisance_trials": 1, "confirm": 0}).items():
             if getattr(self, name) < least:
                 raise InputError("options", flag(name), getattr(self, name), f"must be at least {least}")
+        if not self.effect > 0:
+            raise InputError("options", "--effect", self.effect, "must be above 0")
+        if not 0.5 <= self.power < 1:
+            raise InputError("options", "--power", self.power, "must be at least 0.5 and below 1")
         if not self.cpus_per_trial > 0:
             raise InputError("options", flag("cpus_per_trial"), self.cpus_per_trial, "must be above 0")
         if not self.gpus_per_trial >= 0:
             raise InputError("options", flag("gpus_per_trial"), self.gpus_per_trial, "must not be negative")
-        if "num_trials" in self.given and self.search != "sample":
-            raise InputError("options", flag("num_trials"), self.num_trials, "needs --search sample")
+        if not self.trial_timeout >= 0:
+            raise InputError("options", flag("trial_timeout"), self.trial_timeout, "must not be negative")
+        if self.racing and self.seeds <= FIRST:
+            raise InputError("options", "--seeds", self.seeds, f"must be above {FIRST}, the seeds before racing drops")
         super().check()
         if self.name != Path(self.name).name or self.name == "..":
             raise InputError("options", "--name", self.name, "must be a plain name; --out sets the folder")
         check_writable(Path(self.out))
 
-    def sweep(self, name: str, arms: Sequence[dict[str, Any]]) -> SweepSpec:
-        """The sweep of a recipe's arms as these options want it."""
+    @property
+    def configurations(self) -> int:
+        """How many configurations a search other than grid tries."""
+        return self.num_trials or (8 if self.search == "sample" else 40)
+
+    def sweep(
+        self, name: str, arms: Sequence[dict[str, Any]] = (), space: Sequence[Knob] = (), search: Search = "grid"
+    ) -> SweepSpec:
+        """The sweep of a recipe's arms, or of every combination of its space, as these options want it.
+
+        `search` is the recipe's own, for users who give none. Raises InputError for options that it has no use for.
+        """
+        search = self.search if "search" in self.given or self.search != "grid" else search
+        for option, users in (("num_trials", ("sample", "tpe", "multi")), ("batch_configs", ("tpe", "multi"))):
+            if option in self.given and search not in users:
+                raise InputError("options", flag(option), getattr(self, option), f"needs --search {', '.join(users)}")
+        space = unpinned([*space, *(() if any(k.kind == "nuisance" for k in space) else NUISANCE)], self.given)
         seeds = tuple(range(self.first_seed, self.first_seed + self.seeds))
-        spec = SweepSpec(self.name or name, self.experiment(self.first_seed), tuple(arms), seeds, self.splits).pin(
-            self.given
-        )
-        return spec.sample(self.num_trials, self.first_seed) if self.search == "sample" else spec
+        base, arms = self.experiment(self.first_seed), tuple(arms) or product(space)
+        spec = SweepSpec(self.name or name, base, arms, seeds, self.splits, space, search).pin(self.given)
+        return spec.sample(self.configurations, self.first_seed) if search == "sample" else spec
 
 
 # The default of `--smoke`, under the options given beside it.
 SMOKE = Options(
     seeds=2,
+    num_trials=4,
+    batch_configs=2,
     genes=60,
     nexus=NexusConfig(**LAPTOP | {"d_model": 16}, epochs=2, heads=2, top_programs=3),
     grn=GrnConfig(hidden=8, layers=1, epochs=1, folds=2),

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.dataset as ds
 
-from mantra_ray.evaluation.statistics import Interval, holm, nested_p_value, ratio_intervals
+from mantra_ray.evaluation.robust import improvement_interval, interquartile_interval, pair_gains
+from mantra_ray.evaluation.statistics import Interval, holm, ratio_bootstrap
 from mantra_ray.sweep.store import Store
 from mantra_ray.sweep.summary import DEFAULTS, Configuration
 
-RESAMPLES = 10_000  # of the p-values, whose least value bounds what Holm's correction can find
+RESAMPLES = 10_000  # of the differences: the p-values' least value bounds what Holm's correction can find
 COLUMNS = ["seed", "record", "regulator", "squared_error", "reference_error"]
 
 
@@ -21,7 +22,9 @@ class Paired:
     """One configuration less the default one on one split: gains on the same test records, all seeds pooled."""
 
     difference: Interval  # of errors, as a share of the default's GNN error; above 0 the configuration is better
-    p_value: float  # two-sided, adjusted by Holm over all comparisons of the table
+    middle: Interval  # interquartile mean over (seed, regulator) of that share within each; outliers do not decide it
+    improved: Interval  # probability that a (seed, regulator) is better off than with the default, ties counting half
+    p_value: float  # of the difference, two-sided, adjusted by Holm over all comparisons of the table
     seeds: int
 
 
@@ -37,36 +40,55 @@ def against_default(store: Store, found: Sequence[Configuration], arm: str) -> d
         return {}
     compared, p_values = {}, []
     for split, reference in default.results.items():
-        base = _errors(store, reference.trials, arm)
+        base = errors(store, reference.trials, arm, "test")
         for i, item in enumerate(found):
             if item is default or split not in item.results:
                 continue
-            mine, theirs = _shared(_errors(store, item.results[split].trials, arm), base)
+            mine, theirs = shared(errors(store, item.results[split].trials, arm, "test"), base)
             if not len(mine["seed"]):
                 continue
-            gained = theirs["squared_error"] - mine["squared_error"]
-            who = mine["regulator"], mine["seed"]
-            confidence = reference.trials[0]["evaluation.confidence"]
-            limits = ratio_intervals(gained[:, None], theirs["reference_error"][:, None], *who, 1000, confidence, 0)
-            interval = Interval(*(float(limit[0]) for limit in limits), len(gained))
-            p_values.append(nested_p_value(theirs["squared_error"], mine["squared_error"], *who, RESAMPLES))
-            compared[i, split] = interval, len(np.unique(mine["seed"]))
+            judging = reference.trials[0]["evaluation.bootstrap"], reference.trials[0]["evaluation.confidence"]
+            *intervals, p_value = compare(mine, theirs, *judging)
+            p_values.append(p_value)
+            compared[i, split] = *intervals, len(np.unique(mine["seed"]))
     adjusted = holm(np.array(p_values)) if p_values else []
     return {
-        key: Paired(interval, float(p), seeds)
-        for (key, (interval, seeds)), p in zip(compared.items(), adjusted, strict=True)
+        key: Paired(*intervals, float(p), seeds)
+        for (key, (*intervals, seeds)), p in zip(compared.items(), adjusted, strict=True)
     }
 
 
-def _errors(store: Store, trials: Sequence[dict], arm: str) -> dict[str, np.ndarray]:
-    """Errors of an arm on the trials' test records, by seed and record."""
-    where = (ds.field("part") == "test") & (ds.field("arm") == arm)
+def compare(
+    mine: dict[str, np.ndarray], theirs: dict[str, np.ndarray], resamples: int, confidence: float
+) -> tuple[Interval, Interval, Interval, float]:
+    """Difference, interquartile mean and probability of improvement, as in `Paired`, of errors on the same records.
+
+    And the difference's p-value: below 1 - confidence where its interval leaves out 0. Intervals are NaN, and the
+    p-value 1, with a single regulator.
+    """
+    gained, reference = theirs["squared_error"] - mine["squared_error"], theirs["reference_error"]
+    who = mine["regulator"], mine["seed"]
+    lower, upper, p_value = float("nan"), float("nan"), 1.0
+    if len(np.unique(mine["regulator"])) > 1:
+        drawn = ratio_bootstrap(gained[:, None], reference[:, None], *who, RESAMPLES, 0)
+        (lower,), (upper,) = drawn.limits(1 - confidence)
+        p_value = drawn.p_value()
+    total = reference.sum()
+    difference = Interval(float(gained.sum() / total) if total else 0.0, float(lower), float(upper), len(gained))
+    pairs = pair_gains(gained, reference, *who)
+    middle = interquartile_interval(*pairs, resamples, confidence)
+    return difference, middle, improvement_interval(*pairs, confidence), p_value
+
+
+def errors(store: Store, trials: Sequence[dict], arm: str, part: str) -> dict[str, np.ndarray]:
+    """Errors of an arm on the trials' records of a part, by seed and record."""
+    where = (ds.field("part") == part) & (ds.field("arm") == arm)
     rows = store.read("records", [row["trial"] for row in trials], COLUMNS, where)
     rows = rows.sort_by([("seed", "ascending"), ("record", "ascending")])
     return {name: rows[name].to_numpy() for name in COLUMNS}
 
 
-def _shared(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tuple[dict, dict]:
+def shared(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tuple[dict, dict]:
     """The rows of the seeds that both have; a seed's split is the same for both."""
     seeds = np.intersect1d(one["seed"], other["seed"])
     return tuple({name: a[np.isin(rows["seed"], seeds)] for name, a in rows.items()} for rows in (one, other))

@@ -2,67 +2,55 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
+import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import ray
-from ray import tune
 from rich.console import Console
 
 from mantra_ray.data.catalog import load_screen
 from mantra_ray.data.controls import with_controls
+from mantra_ray.data.screen import Screen
 from mantra_ray.data.splits import make_split
+from mantra_ray.errors import InputError
 from mantra_ray.fields import replace as replace_fields
-from mantra_ray.files import atomic
 from mantra_ray.forward import Fold
 from mantra_ray.provenance import code_version, provenance
 from mantra_ray.sweep import worker
+from mantra_ray.sweep.alarms import leaks
 from mantra_ray.sweep.cluster import connected, slots
+from mantra_ray.sweep.description import Timing, describe
 from mantra_ray.sweep.options import Options
+from mantra_ray.sweep.plan import Grid, Work
+from mantra_ray.sweep.power import expected, lines
 from mantra_ray.sweep.progress import Display
 from mantra_ray.sweep.report import print_summary
+from mantra_ray.sweep.schedule import scheduler
+from mantra_ray.sweep.search import SearchPlan, searches
 from mantra_ray.sweep.spec import SweepSpec, TrialSpec
 from mantra_ray.sweep.store import Store
-from mantra_ray.sweep.summary import read_description
+from mantra_ray.sweep.tuning import Watcher, tune_trials
 from mantra_ray.training.inputs import check_memory
-from mantra_ray.training.stages import make_folds, stage_key
+from mantra_ray.training.stages import make_folds
 
 # What a trial's numbers depend on: a change elsewhere runs no trial again.
 CODE = ("config", "data", "cascade", "nexus", "forward", "baselines", "evaluation", "training", "sweep.trial")
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Where a run's wall time went, in seconds."""
-
-    total: float
-    stages: float
-    trials: float
-    starting: float  # of `trials`, until the first one ran: processes start and import
-    compute: float  # sum over the trials
-    count: int
-    slots: int
-
-    def overhead(self, starting: bool) -> float:
-        """Seconds of a slot that a trial took beyond its own compute, with or without the processes' start."""
-        wall = self.trials if starting else self.trials - self.starting
-        return (wall * self.slots - self.compute) / self.count
-
-
 def run_sweep(spec: SweepSpec, options: Options, console: Console, run: Callable = worker.execute) -> int:
     """Run a sweep to its end and print its tables; finished trials are skipped.
 
-    Returns the exit code: 0, 1 if a trial failed, 130 if the user stopped it. `run` runs one trial.
+    Returns the exit code: 0, 1 if a trial failed or an alarm rang, 130 if the user stopped it. `run` runs one trial.
     Raises InputError for data or options that cannot be used.
     """
-    root = Path(options.out).resolve() / spec.name
+    root = sweep_root(options, spec)
     store = Store(root / "results")
     with Display(console) as display:
         try:
@@ -72,120 +60,128 @@ def run_sweep(spec: SweepSpec, options: Options, console: Console, run: Callable
             for note in screen.notes:
                 display.say(f"Note: {note}")
             check_memory(spec.base.nexus, screen.data.delta_expression is not None, bool(screen.class_names))
-            trials = replace(spec, splits=spec.splits or screen.splits).trials(screen.sha256, code_version(*CODE))
-            for config in {(trial.config.split, trial.config.seed): trial.config for trial in trials}.values():
+            spec = replace(spec, splits=spec.splits or screen.splits)
+            origin = screen.sha256, code_version(*CODE)
+            plan = SearchPlan(spec, options, *origin) if searches(spec, options) else Grid(spec.trials(*origin))
+            configs = plan.experiments(lambda trial: True)
+            for config in {(config.split, config.seed): config for config in configs}.values():
                 make_split(screen.data, config.split, config.seed)  # refuses what the data cannot give, before Ray
-            finished = store.finished()
-            pending = [trial for trial in trials if trial.id not in finished]
-            display.say(f"{len(trials)} trials, {len(trials) - len(pending)} of them finished before")
-            timing = _run(pending, screen, options, root, display, run) if pending else None
+            work = Work(plan, store, options.retry_failed, options.scheduler == "none")
+            batches = iter(work)
+            first = next(batches, None)
+            ended = sum(not work.wanted(trial) for trial in work.trials)
+            most = "" if isinstance(plan, Grid) else "at most "
+            display.say(f"{most}{plan.most} trials, {ended} of them finished before")
+            timing = None
+            if first is not None:
+                remaining = _described(root, work, itertools.chain([first], batches))
+                timing = _run(remaining, work, spec, screen, options, display, run)
         except KeyboardInterrupt:
             display.say("Stopped. Finished trials are kept: give the same command again to go on.")
             return 130
-    describe(root, [trial.id for trial in trials], timing)
-    print_summary(root, console)
-    return int(bool({trial.id for trial in trials} - store.finished()))
+    describe(root, work.trials, plan, timing)
+    sound = print_summary(root, console)
+    ended = store.ended()
+    return int(not (sound and all(ended.get(trial) in ("done", "pruned") for trial in work.trials)))
 
 
 def _run(
-    pending: list[TrialSpec], screen: Any, options: Options, root: Path, display: Display, run: Callable
+    batches: Iterable[list[TrialSpec]],
+    work: Work,
+    spec: SweepSpec,
+    screen: Screen,
+    options: Options,
+    display: Display,
+    run: Callable,
 ) -> Timing:
-    begun = time.perf_counter()
+    begun, root = time.perf_counter(), sweep_root(options, spec)
     display.say("Starting Ray" if not options.address else f"Connecting to Ray at {options.address}")
     with connected(options.address) as resources:
-        beside = min(slots(options, resources), len(pending))
+        count = work.plan.most - sum(not work.wanted(trial) for trial in work.trials)
+        beside = min(slots(options, resources), count)
         stages = time.perf_counter()
-        experiments = [trial.config for trial in pending]
         gpus = options.gpus_per_trial
         workers = max(1, int(min(resources["CPU"], resources.get("GPU", 0) / gpus if gpus else float("inf"))))
+        experiments = work.plan.experiments(work.wanted)
         paths = make_folds(screen, experiments, root / "artifacts", workers, gpus, display.stage)
+        folds = {key: Fold.load(path) for key, path in paths.items()}
+        before_trials(folds.values(), work, spec, options, display)
+        clear_scratch(root / ".tune")
         bench = worker.Bench(
-            folds={key: worker.SharedFold(ray.put(Fold.load(path)), path) for key, path in paths.items()},
+            folds={key: worker.SharedFold(ray.put(fold), paths[key]) for key, fold in folds.items()},
             root=root,
-            scratch=root / ".tune" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}",
+            scratch=root / ".tune" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{platform.node()}-{os.getpid()}",
             slots=beside,
             provenance=provenance(),
             workers=options.workers_per_trial,
             cpus=options.cpus_per_trial,
             gpus=gpus,
+            timeout=options.trial_timeout,
+            scheduler=options.scheduler,
         )
+        rule = scheduler(options.scheduler, spec.space)
+        if rule is not None:
+            rule.remember(work.store, work.trials)
         trials, moment = time.perf_counter(), time.time()
-        display.begin(len(pending))
-        watcher = _Watcher(display, Store(root / "results"))
-        _tune(pending, bench, watcher, run)
+        display.begin(count)
+        watcher = Watcher(display, Store(root / "results"))
+        try:
+            tune_trials(batches, bench, watcher, run, rule)
+        except OSError as error:
+            watcher.unwritten = str(error)
         ended = time.perf_counter()
+    if watcher.unwritten:
+        problem = f"rows could not be written ({watcher.unwritten}); make room and give the same command again"
+        raise InputError(root, "results", watcher.count, problem)
     return Timing(
         total=ended - begun,
         stages=trials - stages,
         trials=ended - trials,
         starting=max(0.0, min(watcher.first, time.time()) - moment),
         compute=watcher.compute,
-        count=len(pending),
+        count=watcher.count,
         slots=beside,
     )
 
 
-def _tune(pending: Sequence[TrialSpec], bench: worker.Bench, watcher: _Watcher, run: Callable) -> None:
-    """Hand the trials to Tune; it keeps nothing, since trials write their own rows."""
-    # A trial with several workers only waits for them: they hold the cores. Tune wants it to hold something.
-    share = {"cpu": bench.cpus, "gpu": bench.gpus} if bench.workers == 1 else {"memory": 2**20}
-    jobs = [{"spec": t.to_json(), "fold": stage_key(t.config, t.data_sha256)} for t in pending]
-    trainable = tune.with_resources(tune.with_parameters(worker.trial, bench=bench, run=run), share)
-    tuner = tune.Tuner(
-        trainable,
-        param_space={"job": tune.grid_search(jobs)},
-        tune_config=tune.TuneConfig(
-            max_concurrent_trials=bench.slots,
-            reuse_actors=True,
-            trial_name_creator=lambda trial: trial.trial_id,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-        ),
-        run_config=tune.RunConfig(
-            name=bench.scratch.name,
-            storage_path=str(bench.scratch.parent),
-            verbose=0,
-            callbacks=[watcher],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=0),
-        ),
-    )
+def sweep_root(options: Options, spec: SweepSpec) -> Path:
+    """The sweep's folder."""
+    return Path(options.out).resolve() / spec.name
+
+
+def before_trials(folds: Iterable[Fold], work: Work, spec: SweepSpec, options: Options, display: Display) -> None:
+    """Say what the comparisons can find; InputError for a fold whose training rows share something with others."""
+    folds = list(folds)
+    for fold in folds:
+        for alarm in leaks(fold):
+            raise InputError(spec.base.data.data, "split", fold.meta["kind"], str(alarm))
+    comparisons = max(1, (len(spec.arms) - 1) * len(spec.splits)) if isinstance(work.plan, Grid) else 1
+    found = expected(folds, spec.base.evaluation, options.effect, options.power, comparisons, work.store)
+    for line in lines(found):
+        display.say(line)
+
+
+def _described(root: Path, work: Work, batches: Iterable[list[TrialSpec]]) -> Iterator[list[TrialSpec]]:
+    """The batches; before each, the trials so far are written down, so that others can see how far the sweep is."""
+    for batch in batches:
+        describe(root, work.trials, work.plan, None)
+        yield batch
+
+
+def clear_scratch(folder: Path) -> None:
+    """Remove what runs on this machine left whose process was killed."""
+    for left in folder.glob(f"*-{platform.node()}-*"):
+        process = left.name.rpartition("-")[2]
+        if process.isdigit() and not alive(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def alive(process: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
-        tuner.fit()
-    finally:
-        shutil.rmtree(bench.scratch, ignore_errors=True)
-
-
-class _Watcher(tune.Callback):
-    """Tells the display what Tune does, and writes the row of a trial whose process died."""
-
-    def __init__(self, display: Display, store: Store):
-        self.display, self.store = display, store
-        self.compute, self.first = 0.0, float("inf")
-
-    def __getstate__(self):
-        return {}  # Tune pickles its callbacks to restore them later; we never do, and a display cannot be pickled
-
-    def on_trial_start(self, iteration, trials, trial, **info):
-        self.display.start()
-
-    def on_trial_complete(self, iteration, trials, trial, **info):
-        result = trial.last_result
-        self.compute += result["seconds"]
-        self.first = min(self.first, result["started"])
-        self.display.end(failed=result["status"] == "failed", gain=result["gain"])
-
-    def on_trial_error(self, iteration, trials, trial, **info):
-        spec = TrialSpec.from_json(trial.config["job"]["spec"])
-        told = Path(trial.error_file).read_text() if trial.error_file else "no reason was given"
-        self.store.write(spec, {"status": "failed", "error": f"outside the trial: {told}"})
-        self.display.end(failed=True)
-
-
-def describe(root: Path, trials: list[str], timing: Timing | None) -> None:
-    """Write which trials the sweep's last command was made of, in order, and what they cost, to sweep.json."""
-    path = root / "sweep.json"
-    cost = read_description(root)["timing"] if timing is None and path.exists() else None
-    if timing is not None:
-        cost = asdict(timing) | {"overhead": timing.overhead(True), "overhead_running": timing.overhead(False)}
-    with atomic(path) as partial:
-        partial.write_text(json.dumps({"trials": trials, "timing": cost}, indent=1))
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import random
@@ -12,6 +13,10 @@ from typing import Any, Literal
 
 from mantra_ray.config import ExperimentConfig, NexusConfig, SplitKind
 from mantra_ray.fields import digest, flatten, identity, replace, unflatten
+from mantra_ray.sweep.knobs import Knob, unpinned
+
+Search = Literal["grid", "sample", "tpe", "multi"]
+Scheduler = Literal["none", "asha", "median", "pbt"]
 
 GEOMETRIES = {"safe": (512, 32), "aggressive": (2048, 8), "extreme": (4096, 4)}  # buckets, slots
 
@@ -25,7 +30,7 @@ class TrialSpec:
     data_sha256: str
     code: str
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Content hash, 16 hex digits."""
         return digest({"kind": self.kind, "config": identity(self.config), "data": self.data_sha256, "code": self.code})
@@ -51,12 +56,15 @@ class SweepSpec:
     arms: tuple[dict[str, Any], ...]
     seeds: tuple[int, ...]
     splits: tuple[SplitKind, ...] = ()  # empty: the splits that make sense for the data
+    space: tuple[Knob, ...] = ()  # nuisance knobs, and those of a search where the arms do not tell them
+    search: Search = "grid"
 
     def pin(self, names: Iterable[str]) -> SweepSpec:
-        """Take the fields `names` from `base` in every arm; arms that become equal are one."""
+        """Take the fields `names` from `base` in every arm and knob; arms that become equal are one."""
         names = set(names)
         kept = [{knob: value for knob, value in arm.items() if knob not in names} for arm in self.arms]
-        return dataclasses.replace(self, arms=tuple(arm for i, arm in enumerate(kept) if arm not in kept[:i]))
+        arms = tuple(arm for i, arm in enumerate(kept) if arm not in kept[:i])
+        return dataclasses.replace(self, arms=arms, space=unpinned(self.space, names))
 
     def sample(self, count: int, seed: int) -> SweepSpec:
         """`count` arms drawn without replacement, in their given order; seeds and splits stay paired."""

@@ -28,6 +28,7 @@ class TrialBoard:
         """Add one epoch's scalars (loss, gain, write density, occupancy, ...)."""
         for name, value in metrics.items():
             self._open().add_scalar(name, value, epoch)
+        self._open().flush()  # who watches sees it at once, and a process that is killed has left it
 
     def finish(self, spec: TrialSpec, final: dict[str, float]) -> None:
         """Add the memory's settings and the final numbers for the HParams tab, and close."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import faulthandler
 import functools
+import math
 import os
 import resource
 import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,10 +25,14 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from mantra_ray.forward import Fold
 from mantra_ray.provenance import device_name
-from mantra_ray.sweep.spec import TrialSpec
+from mantra_ray.sweep.population import history
+from mantra_ray.sweep.schedule import attach
+from mantra_ray.sweep.spec import Scheduler, TrialSpec
 from mantra_ray.sweep.store import Store
 from mantra_ray.sweep.tensorboard import TrialBoard
 from mantra_ray.sweep.trial import TrialOutcome, run_trial
+from mantra_ray.training.distributed import RETRIES
+from mantra_ray.training.state import Keeper, OnEpoch
 
 
 @dataclass(frozen=True)
@@ -48,37 +55,52 @@ class Bench:
     workers: int
     cpus: float  # of each worker
     gpus: float
+    timeout: float = 0.0  # seconds after which a trial is ended; 0 waits for ever
+    scheduler: Scheduler = "none"
+
+    @property
+    def origin(self) -> dict[str, str | bool]:
+        """Provenance as columns of a trial's row."""
+        return {f"provenance.{name}": value for name, value in self.provenance.items()}
 
 
-def execute(spec: TrialSpec, fold: SharedFold, bench: Bench, board: TrialBoard) -> TrialOutcome:
+def execute(spec: TrialSpec, fold: SharedFold, bench: Bench, on_epoch: OnEpoch, keeper: Keeper) -> TrialOutcome:
     """Run a trial in this process, or a memory's on several Ray Train workers if the bench has more than one."""
     if bench.workers == 1 or spec.kind == "baselines":
-        return run_trial(spec, ray.get(fold.reference), fold.path.parent, board.epoch)
+        return run_trial(spec, ray.get(fold.reference), fold.path.parent, on_epoch, keeper)
     resources = {"CPU": bench.cpus} | ({"GPU": bench.gpus} if bench.gpus else {})
     trainer = TorchTrainer(
         _rank,
-        train_loop_config={"spec": spec.to_json(), "fold": fold.path, "board": board, "threads": threads(bench)},
+        train_loop_config={
+            "spec": spec.to_json(),
+            "fold": fold.path,
+            "on_epoch": on_epoch,
+            "keeper": keeper,
+            "threads": threads(bench),
+        },
         scaling_config=train.ScalingConfig(
             num_workers=bench.workers, use_gpu=bench.gpus > 0, resources_per_worker=resources
         ),
         # NCCL refuses ranks that share a GPU
         torch_config=TorchConfig(backend="nccl" if bench.gpus >= 1 else "gloo"),
-        run_config=train.RunConfig(name=spec.id, storage_path=str(bench.scratch / "train")),
+        run_config=train.RunConfig(
+            name=spec.id,
+            storage_path=str(bench.scratch / "train"),
+            failure_config=train.FailureConfig(max_failures=RETRIES),
+        ),
     )
     return trainer.fit().return_value
 
 
 def _rank(config: dict[str, Any]) -> TrialOutcome:
     """One worker of a distributed trial: all run it together, and Ray Train hands over what rank 0 returns."""
-    first, board = train.get_context().get_world_rank() == 0, config["board"]
+    first = train.get_context().get_world_rank() == 0
     torch.set_num_threads(config["threads"])
     if get_device().type == "cuda":
         torch.cuda.set_device(get_device())
     spec, fold = TrialSpec.from_json(config["spec"]), Fold.load(config["fold"])
-    try:
-        return run_trial(spec, fold, config["fold"].parent, board.epoch if first else None)
-    finally:
-        board.close()  # this process may end without a chance to write what waits
+    on_epoch = config["on_epoch"] if first else None
+    return run_trial(spec, fold, config["fold"].parent, on_epoch, config["keeper"])
 
 
 def threads(bench: Bench) -> int:
@@ -116,12 +138,15 @@ def trial(config: dict[str, dict[str, str]], bench: Bench, run: Callable[..., Tr
     board.clear()
     started, clock = datetime.now(UTC), time.perf_counter()
     outcome, error = None, None
+    states = (bench.root / "states", bench.scratch / "states")
+    trained, on_epoch, keeper = attach(bench.scheduler, config, spec, board.epoch, *states)
     try:
-        outcome = run(spec, bench.folds[job["fold"]], bench, board)
+        with ended_after(bench.timeout, bench.scratch / "attempts" / spec.id):
+            outcome = finite(run(trained, bench.folds[job["fold"]], bench, on_epoch, keeper))
     except Exception:
-        error = traceback.format_exc()
+        outcome, error = None, traceback.format_exc()
     seconds = time.perf_counter() - clock
-    origin = bench.provenance | {"code": spec.code, "data_sha256": spec.data_sha256, "device": device_name()}
+    own = {"code": spec.code, "data_sha256": spec.data_sha256, "device": device_name()}
     row = {
         "status": "failed" if error else "done",
         "error": error,
@@ -129,17 +154,51 @@ def trial(config: dict[str, dict[str, str]], bench: Bench, run: Callable[..., Tr
         "started": started,
         "ended": datetime.now(UTC),
         "max_rss_bytes": peak_memory(),
-    } | {f"provenance.{name}": value for name, value in origin.items()}
-    store = Store(bench.root / "results")
-    if outcome is None:
-        store.write(spec, row)
-        board.close()
-    else:
-        store.write(spec, row | outcome.diagnostics, outcome.scores, outcome.records, outcome.curves)
-        board.finish(spec, final_numbers(outcome))
-    tune.report(
-        {"status": row["status"], "started": started.timestamp(), "seconds": seconds, "gain": validation_gain(outcome)}
-    )
+    }
+    row |= bench.origin | {f"provenance.{name}": value for name, value in own.items()} | history(config)
+    store, unwritten = Store(bench.root / "results"), None
+    try:
+        if outcome is None:
+            store.write(spec, row)
+            board.close()
+        else:
+            store.write(spec, row | outcome.diagnostics, outcome.scores, outcome.records, outcome.curves)
+            board.finish(spec, final_numbers(outcome))
+            keeper.remove()
+    except OSError as problem:  # a full disk: another process would fare no better
+        unwritten = str(problem)
+    told = {"status": "failed" if unwritten else row["status"], "unwritten": unwritten, "seconds": seconds}
+    tune.report(told | {"started": started.timestamp(), "gain": validation_gain(outcome)})
+
+
+@contextmanager
+def ended_after(seconds: float, note: Path) -> Iterator[None]:
+    """End this process if the block takes longer; where it was then is left in the file `note`.
+
+    A trial that hangs in compiled code can be ended in no other way. Tune starts it once more in another process,
+    where the note becomes a TimeoutError.
+    """
+    if not seconds:
+        yield
+        return
+    where = note.read_text() if note.exists() else ""
+    if where:
+        raise TimeoutError(f"took longer than {seconds:g} s (--trial-timeout); it was at\n{where}")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    with note.open("w") as file:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def finite(outcome: TrialOutcome) -> TrialOutcome:
+    """The outcome as it is; ValueError if an error of the memory is not a finite number."""
+    for row in outcome.scores:
+        if row["metric"] == "program_mse" and not math.isfinite(row["value"]):
+            raise ValueError(f"the error of {row['arm']} on {row['part']} is {row['value']}")
+    return outcome
 
 
 def peak_memory() -> int:

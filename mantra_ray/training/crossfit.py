@@ -16,7 +16,10 @@ def out_of_fold(per_fold: Sequence[np.ndarray], cross_fit: np.ndarray) -> np.nda
     A training row takes its own fold's, from the model that did not train on it; the other rows take the mean of
     all, a committee that spares the training of one more network.
     """
-    base = np.mean(per_fold, axis=0, dtype=np.float64).astype(np.float32)
+    base = np.zeros(per_fold[0].shape)
+    for prediction in per_fold:  # one after the other: a common array would be a copy of all
+        base += prediction
+    base = (base / len(per_fold)).astype(np.float32)
     for fold, prediction in enumerate(per_fold):
         base[cross_fit == fold] = prediction[cross_fit == fold]
     return base

@@ -24,6 +24,7 @@ from mantra_ray.files import atomic
 from mantra_ray.training.networks import network_arrays
 
 Progress = Callable[[int, int, str], None]
+RETRIES = 2  # of all workers, when one of them dies; units that are done stay done
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def _worker_loop(config: dict) -> None:
         torch.set_num_threads(1)
     mine = shares(config["units"], config["workers"])[ray.train.get_context().get_world_rank()]
     for turn in range(-(-len(config["units"]) // config["workers"])):
-        if turn < len(mine):
+        if turn < len(mine) and load_unit(mine[turn].path) is None:  # there after a restart
             save_unit(mine[turn], mine[turn].train(records, device))
         ray.train.report({"round": turn + 1})
 
@@ -190,7 +191,7 @@ def run_units(
     shared by all nodes, like the units' paths.
     """
     import ray
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     workers = max(1, min(workers, len(units)))
@@ -201,7 +202,9 @@ def run_units(
         train_loop_config={"records": ray.put(records), "units": list(units), "workers": workers},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
         torch_config=TorchConfig(backend="gloo"),  # units are independent, and NCCL refuses ranks that share a GPU
-        run_config=RunConfig(name=name, storage_path=str(storage.resolve())),
+        run_config=RunConfig(
+            name=name, storage_path=str(storage.resolve()), failure_config=FailureConfig(max_failures=RETRIES)
+        ),
     )
     finished = threading.Event()
     watcher = threading.Thread(target=_watch, args=(units, finished, on_progress), daemon=True)

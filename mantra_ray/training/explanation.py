@@ -53,7 +53,7 @@ def ask(checkpoint: Checkpoint, regulator: str, dose: float, state: str = "") ->
     level = np.float32(dose)
     distance = (records["dose"] - float(level)).abs(), records["state"] != where, records["regulator"] != who
     nearest = int(np.lexsort([column.numpy() for column in distance])[0])
-    one, regulator_class = torch.tensor([who]), checkpoint.regulator_class[[who]]
+    one = torch.tensor([who]), checkpoint.regulator_class[[who]], torch.tensor([nearest])
     base = records["base"][[nearest]]
     query = Records(
         header=torch.tensor(vocabulary.header(np.array([who]), np.array([level]), np.array([where]))),
@@ -62,7 +62,7 @@ def ask(checkpoint: Checkpoint, regulator: str, dose: float, state: str = "") ->
         base=base,
         residual=torch.zeros_like(base),
         noise=torch.zeros(1),
-        bucket=torch.stack([route.bucket(one, regulator_class) for route in checkpoint.model.routes], dim=1),
+        bucket=torch.stack([route.bucket(*one) for route in checkpoint.model.routes], dim=1),
         state=torch.tensor([where]),
         record=torch.tensor([NOBODY]),
         known=torch.tensor([training_records(checkpoint, who) > 0]),

@@ -97,6 +97,7 @@ def make_inputs(fold: Fold, config: NexusConfig, residual: np.ndarray | None = N
     except ValueError as error:
         raise InputError("options", "--nexus.routing", config.routing, str(error)) from error
     regulator, kind = torch.tensor(fold.regulator), torch.tensor(fold.regulator_class[fold.regulator])
+    record = torch.arange(len(regulator))
     arrays = {
         "header": vocabulary.header(fold.regulator, fold.dose, fold.state),
         "content": vocabulary.content(fold.delta_program, expression if config.top_genes else None),
@@ -104,9 +105,9 @@ def make_inputs(fold: Fold, config: NexusConfig, residual: np.ndarray | None = N
         "base": (base / scale).astype(np.float32),
         "residual": (residual / scale).astype(np.float32),
         "noise": (fold.program_noise.mean(1) / program_scale**2).astype(np.float32),  # relative, whatever the values
-        "bucket": torch.stack([route.bucket(regulator, kind) for route in routes], dim=1),
+        "bucket": torch.stack([route.bucket(regulator, kind, record) for route in routes], dim=1),
         "state": fold.state,
-        "record": np.arange(len(fold.state)),
+        "record": record,
         "known": np.isin(fold.regulator, fold.regulator[train]),
     }
     records = Records(**{name: torch.as_tensor(array, device=device) for name, array in arrays.items()})

@@ -10,10 +10,11 @@ from torch import Tensor
 from mantra_ray.nexus.adapter import Nexus
 from mantra_ray.nexus.cam import EMPTY
 from mantra_ray.nexus.records import Records, hidden_share
-from mantra_ray.training.residual import Curves, Stepper, summed, workers
+from mantra_ray.training.residual import Stepper, summed
+from mantra_ray.training.state import Progress, workers
 
 
-def fit_language(model: Nexus, train: Records, held_out: Records, draw: torch.Generator, curves: Curves) -> None:
+def fit_language(model: Nexus, train: Records, held_out: Records, progress: Progress) -> None:
     """Train the transformer on the next token of the stream of training records, in place.
 
     Every epoch orders the records anew, writes them one after another and cuts the stream into windows. A header must
@@ -29,7 +30,8 @@ def fit_language(model: Nexus, train: Records, held_out: Records, draw: torch.Ge
     windows = math.ceil(tokens.numel() / config.window)
     parameters = dict(model.transformer.named_parameters())
     stepper = Stepper(model, parameters, math.ceil(windows / a_step) * config.language_epochs)
-    for _ in range(config.language_epochs):
+    draw = progress.draw
+    for _ in range(progress.begin("language", model=model, stepper=stepper), config.language_epochs):
         _, seen = model.warm(train)
         model.train()
         order = torch.randperm(len(train), generator=draw).to(device)
@@ -53,7 +55,7 @@ def fit_language(model: Nexus, train: Records, held_out: Records, draw: torch.Ge
             with torch.no_grad():
                 said = torch.cat([held_out.header, held_out.content], dim=1)
                 metrics["validation_language_loss"] = float(model.language_loss(said, held_out.known))
-        curves.add(metrics)
+        progress.end_epoch(metrics)
 
 
 def stream_windows(tokens: Tensor, window: int) -> Tensor:

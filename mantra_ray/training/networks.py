@@ -61,8 +61,8 @@ def save_networks(path: Path, results: Sequence[dict[str, np.ndarray]], graph: G
     if graph is not None:
         ends = {name: torch.from_numpy(getattr(graph, name)) for name in ("source", "target", "weight")}
         stored["manifold"] = {"genes": len(graph.nodes), "smoothing": smoothing, **ends}
-    with atomic(path) as partial:
-        torch.save(stored, partial)
+    with atomic(path) as partial, partial.open("wb") as handle:  # a name would enter the file's bytes
+        torch.save(stored, handle)
 
 
 def load_networks(path: Path, device: torch.device | str = "cpu") -> Networks:

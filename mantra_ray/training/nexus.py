@@ -12,7 +12,8 @@ from mantra_ray.forward import Fold, Prediction, predict
 from mantra_ray.nexus.adapter import Memories, Nexus, trimmed
 from mantra_ray.training.inputs import Inputs, make_inputs
 from mantra_ray.training.language import fit_language
-from mantra_ray.training.residual import Curves, OnEpoch, fit_correction, read_only
+from mantra_ray.training.residual import fit_correction, read_only
+from mantra_ray.training.state import Keeper, OnEpoch, Progress
 
 
 @dataclass
@@ -45,19 +46,24 @@ def train_nexus(
     residual: np.ndarray | None = None,
     on_epoch: OnEpoch | None = None,
     device: str = "cpu",
+    keeper: Keeper | None = None,
 ) -> Trained:
     """Train on the fold's residuals, or on others [N, M] in their place (the shuffled control).
 
     Mode B (`residual`): regression of the whole model. Mode A (`language`): a language model over the record
-    stream, whose entropy then gates the writes, and a decoding head trained on its frozen hidden states.
+    stream, whose entropy then gates the writes, and a decoding head trained on its frozen hidden states. With a
+    `keeper` the run goes on where one of the same arguments was interrupted, and tells of all epochs from the first.
     """
-    torch.manual_seed(seed)
-    draw = torch.Generator().manual_seed(seed)
+    progress = Progress(seed, on_epoch, keeper)
+    progress.recall()
     inputs = make_inputs(fold, config, residual, device)
-    model = Nexus(inputs.vocabulary, config, inputs.routes, inputs.records.base.shape[1]).to(device)
+    model = Nexus(inputs.vocabulary, config, inputs.routes, inputs.records.base.shape[1]).to(device).eval()
     train, held_out = (inputs.records.take(torch.tensor(rows, device=device)) for rows in (fold.train, fold.validation))
-    curves = Curves(on_epoch)
-    if config.mode == "language":
-        fit_language(model, train, held_out, draw, curves)
-    memories, diagnostics = fit_correction(model, train, held_out, inputs.space, draw, curves)
-    return Trained(model, memories, inputs, curves.rows, diagnostics)
+    if config.mode == "language" and not progress.past("language"):
+        fit_language(model, train, held_out, progress)
+    if progress.past("correction"):
+        progress.restore("model", model)
+        memories, diagnostics = model.warm(train)
+    else:
+        memories, diagnostics = fit_correction(model, train, held_out, inputs.space, progress)
+    return Trained(model, memories, inputs, progress.rows, diagnostics)

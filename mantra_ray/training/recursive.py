@@ -21,7 +21,8 @@ from mantra_ray.nexus.records import Records, hidden_share
 from mantra_ray.training.inputs import check_memory
 from mantra_ray.training.networks import Networks, load_networks
 from mantra_ray.training.nexus import Trained, train_nexus
-from mantra_ray.training.residual import Curves, OnEpoch, Stepper, chosen_epoch, summed, workers
+from mantra_ray.training.residual import Stepper, chosen_epoch, summed
+from mantra_ray.training.state import Candidates, Keeper, OnEpoch, Progress, workers
 
 FACTS = 5  # scalars of a read that the gates see
 BATCH = 64  # records of a prediction: states are [nodes, records, hidden]
@@ -176,22 +177,21 @@ def train_recursive(
     seed: int,
     on_epoch: OnEpoch | None = None,
     network_rate: float = NETWORK_RATE,
+    keeper: Keeper | None = None,
 ) -> TrainedRecursion:
     """Go on from a memory that was trained to add, and from the fold's networks; neither is changed.
 
     Readers, recursion and networks (at `network_rate`; 0 leaves them) are trained together on what `start` was
-    trained on. The transformer stays as it is, so that it gates the same writes. Raises InputError for a fold
-    without networks.
+    trained on. The transformer stays as it is, so that it gates the same writes. A `keeper` is that which `start` was
+    trained with. Raises InputError for a fold without networks.
     """
     if fold.loadings is None:
         raise InputError("options", "--nexus.correction", "recursive", "the data has no changes of expression")
     networks = Networks(copy.deepcopy(networks.models), networks.scales, networks.smooth)
     cascade = RecursiveCascade(fold, networks, copy.deepcopy(start.model), start.inputs.scale)
-    torch.manual_seed(seed)  # of dropout
-    curves = Curves(on_epoch)
-    curves.rows, curves.epochs = list(start.curves), 1 + max(row["epoch"] for row in start.curves)
-    memories, diagnostics = _fit(fold, cascade, start.inputs.records, network_rate, seed, curves)
-    return TrainedRecursion(cascade.nexus, memories, start.inputs, curves.rows, diagnostics, cascade, networks)
+    progress = Progress(seed, on_epoch, keeper, start.curves)
+    memories, diagnostics = _fit(fold, cascade, start.inputs.records, network_rate, progress)
+    return TrainedRecursion(cascade.nexus, memories, start.inputs, progress.rows, diagnostics, cascade, networks)
 
 
 class _Stepper(Stepper):
@@ -214,32 +214,30 @@ class _Stepper(Stepper):
 
 
 def _fit(
-    fold: Fold, cascade: RecursiveCascade, records: Records, network_rate: float, seed: int, curves: Curves
+    fold: Fold, cascade: RecursiveCascade, records: Records, network_rate: float, progress: Progress
 ) -> tuple[Memories, dict[str, float]]:
     """Train; returns the memory warmed by the weights of the epoch that validation chooses, and its diagnostics."""
     nexus, config, device = cascade.nexus, cascade.nexus.config, records.record.device
-    draw = torch.Generator().manual_seed(seed)
     train, held_out = (records.take(torch.tensor(rows, device=device)) for rows in (fold.train, fold.validation))
     nobodys = torch.full((len(held_out),), -1, device=device)
     stepper = _Stepper(cascade, network_rate, -(-len(train) // config.batch) * config.epochs)
-    weights, errors = [], []
-    for epoch in range(config.epochs + 1):
+    candidates = Candidates(stepper.parameters, chosen_epoch)
+    parts = {"model": nexus, "recursion": cascade.recursion, "stepper": stepper, "candidates": candidates}
+    if network_rate > 0:
+        parts["networks"] = cascade.networks
+    for epoch in range(progress.begin("recursion", **parts), config.epochs + 1):
         memories, _ = nexus.warm(train)
         reader = trimmed(memories)
         change = cascade.changes(reader, held_out, nobodys) / cascade.scale
         seen = change if cascade.genewise else change @ cascade.seen
         error = (held_out.residual - seen).square().mean(1)
-        weights.append([parameter.detach().clone() for parameter in stepper.parameters])
-        errors.append(error.double().cpu().numpy())
+        candidates.add(error)
         metrics = {"validation_gain": 1 - float(error.mean() / held_out.residual.square().mean())}
         if epoch < config.epochs:
             cross_fit = torch.tensor(fold.cross_fit[fold.train], device=device)
-            metrics["loss"] = _run_epoch(cascade, reader, train, cross_fit, stepper, draw)
-        curves.add(metrics)
-    chosen = chosen_epoch(np.stack(errors))
-    with torch.no_grad():
-        for parameter, value in zip(stepper.parameters, weights[chosen], strict=True):
-            parameter.copy_(value)
+            metrics["loss"] = _run_epoch(cascade, reader, train, cross_fit, stepper, progress.draw)
+        progress.end_epoch(metrics)
+    chosen = candidates.take_()
     memories, diagnostics = nexus.warm(train)
     return memories, diagnostics | {"epoch": float(chosen)}
 
@@ -277,10 +275,14 @@ def train_memory(
     seed: int,
     on_epoch: OnEpoch | None = None,
     device: str = "cpu",
+    keeper: Keeper | None = None,
 ) -> Trained:
-    """Train the memory as the config wants it: added, or fed into the networks that lie beside the fold in `folder`."""
+    """Train the memory as the config wants it: added, or fed into the networks that lie beside the fold in `folder`.
+
+    With a `keeper` it goes on where a run of the same arguments was interrupted.
+    """
     recursive = config.correction == "recursive"
     check_memory(config, fold.loadings is not None, has_classes=True)  # before the networks are looked for
     networks = load_networks(folder / fold.meta["networks"], device) if recursive else None
-    start = train_nexus(fold, config, seed, on_epoch=on_epoch, device=device)
-    return start if networks is None else train_recursive(fold, networks, start, seed, on_epoch)
+    start = train_nexus(fold, config, seed, on_epoch=on_epoch, device=device, keeper=keeper)
+    return start if networks is None else train_recursive(fold, networks, start, seed, on_epoch, NETWORK_RATE, keeper)

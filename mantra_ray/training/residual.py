@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,21 +15,9 @@ from mantra_ray.nexus.adapter import Correction, Memories, Nexus, trimmed
 from mantra_ray.nexus.cam import EMPTY
 from mantra_ray.nexus.records import Records, hidden_share
 from mantra_ray.training.inputs import Space
+from mantra_ray.training.state import Candidates, Progress, workers
 
-OnEpoch = Callable[[int, dict[str, float]], None]
-
-
-class Curves:
-    """Rows (epoch, metric, value) of a training run, told to a listener as they come."""
-
-    def __init__(self, on_epoch: OnEpoch | None = None):
-        self.on_epoch, self.rows, self.epochs = on_epoch, [], 0
-
-    def add(self, metrics: dict[str, float]) -> None:
-        self.rows += [{"epoch": self.epochs, "metric": name, "value": value} for name, value in metrics.items()]
-        if self.on_epoch:
-            self.on_epoch(self.epochs, metrics)
-        self.epochs += 1
+RATES = ("initial_lr", "max_lr", "min_lr", "weight_decay")  # of a group: what the settings say, not the state
 
 
 class Stepper:
@@ -59,14 +47,22 @@ class Stepper:
         self.optimizer.step()
         self.schedule.step()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Moments and place in the schedule."""
+        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
 
-def workers() -> tuple[int, int]:
-    """Rank and number of the workers that train together."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state, at the rates that this stepper was made with."""
+        own = [dict(group) for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group["lr"] *= settings["max_lr"] / group["max_lr"]  # 1 unless the settings changed in between
+            group.update({name: settings[name] for name in RATES})
 
 
 def fit_correction(
-    model: Nexus, train: Records, held_out: Records, space: Space, draw: torch.Generator, curves: Curves
+    model: Nexus, train: Records, held_out: Records, space: Space, progress: Progress
 ) -> tuple[Memories, dict[str, float]]:
     """Fit the model's readers, and in Mode B its transformer, to the training residuals.
 
@@ -77,22 +73,21 @@ def fit_correction(
     config = model.config
     named = {n: p for n, p in model.named_parameters() if config.mode == "residual" or not n.startswith("transformer")}
     stepper = Stepper(model, named, -(-len(train) // config.batch) * config.epochs)
-    weights, errors = [], []
-    for epoch in range(config.epochs + 1):
+    candidates = Candidates(stepper.parameters, chosen_epoch)
+    first = progress.begin("correction", model=model, stepper=stepper, candidates=candidates)
+    for epoch in range(first, config.epochs + 1):
         memories, seen = model.warm(train)
         reader = trimmed(memories)
         if epoch == 0:
             model.trust_(reader, train, space.reached, space.observed(train.residual))
         error = space.error(held_out.residual, read_only(model, reader, held_out).value)
-        weights.append(copy.deepcopy(model.state_dict()))
-        errors.append(error.double().cpu().numpy())
+        candidates.add(error)
         metrics = {name: seen[name] for name in ("write_density", "occupancy", "evictions")}
         metrics["validation_gain"] = 1 - float(error.mean() / space.observed(held_out.residual).square().mean())
         if epoch < config.epochs:
-            metrics["loss"] = _run_epoch(model, reader, train, space, stepper, draw)
-        curves.add(metrics)
-    chosen = chosen_epoch(np.stack(errors))
-    model.load_state_dict(weights[chosen])
+            metrics["loss"] = _run_epoch(model, reader, train, space, stepper, progress.draw)
+        progress.end_epoch(metrics)
+    chosen = candidates.take_()
     memories, diagnostics = model.warm(train)
     return memories, diagnostics | {"epoch": float(chosen)}
 

@@ -97,7 +97,7 @@ def build_case(seed: int = 0, **knobs) -> Case:
         residual=torch.tensor(rng.normal(size=program.shape), dtype=torch.float32),
         base=torch.tensor(rng.normal(size=program.shape), dtype=torch.float32),
         noise=torch.full((len(regulator),), 0.1),
-        bucket=torch.stack([route.bucket(numbers, kind) for route in routes], dim=1),
+        bucket=torch.stack([route.bucket(numbers, kind, torch.arange(len(numbers))) for route in routes], dim=1),
         state=torch.tensor(state),
         record=torch.arange(len(regulator)),
         known=torch.tensor(regulator < SEEN),

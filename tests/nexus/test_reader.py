@@ -40,6 +40,39 @@ def test_the_pathway_level_reads_the_whole_class_and_the_gene_level_the_own_reco
     assert found[0].hard.all() and not found[1].hard.any()
 
 
+def test_a_soft_read_sees_all_who_share_the_bucket_and_a_hard_one_its_own(build):
+    hard, soft = (build(read=read, buckets=3) for read in ("hard", "soft"))
+    regulator = hard.train.header[:, :1]
+    own, whole = read_tokens(hard, hard.train, 0), read_tokens(soft, soft.train, 0)
+    assert ((own == regulator) | (own == EMPTY)).all() and (own == regulator).any(1).all()
+    assert ((whole % 3 == regulator % 3) | (whole == EMPTY)).all()
+    assert ((whole != regulator) & (whole != EMPTY)).any(1).all()
+
+
+def test_without_transport_the_recalled_residual_is_all_that_is_added(build):
+    case = build(transport="none", start="fitted")
+    found = case.read(case.train)
+    expected = found.value[:, :PROGRAMS] * case.model.readers[0].decoder
+    assert torch.equal(case.model.readers[0].decode(found, case.train.base), expected)
+    reader = build().model.readers[0]
+    assert not torch.allclose(reader.decode(found, case.train.base), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "moved"), [({}, True), ({"transport": "none"}, False), ({"start": "plain"}, False)]
+)
+def test_training_starts_where_the_settings_say(build, changes, moved):
+    case = build(**changes)
+    reader = case.model.readers[0]
+    with torch.no_grad():
+        reader.transport.zero_()
+        reader.gate_prior.zero_()
+    target = -(case.train.base - case.train.base.mean(0))  # what moving to the recalled observation would leave
+    case.model.trust_(case.memories, case.train, lambda correction: correction, target)
+    assert bool(reader.transport != 0) == moved
+    assert bool((reader.gate_prior != 0).any()) == (changes.get("start") != "plain")
+
+
 @pytest.mark.parametrize("routing", ["levels", "hash"])
 def test_shares_add_up_to_one_where_anything_was_read_and_the_sum_is_theirs(build, routing):
     case = build(routing=routing, buckets=64)  # unseen regulators have buckets of their own

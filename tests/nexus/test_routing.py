@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2_contingency, chisquare
 
 from mantra_ray.config import NexusConfig
 from mantra_ray.nexus.routing import bucket_count, make_routes, primes_below
 
 quick = settings(max_examples=60, deadline=None)
-ROUTINGS = ("regulator", "class", "levels", "hash")
+ROUTINGS = ("regulator", "class", "levels", "hash", "random")
 routings = st.sampled_from(ROUTINGS)
 
 
@@ -31,14 +32,18 @@ def test_buckets_are_in_range_and_slots_are_no_more_than_asked_for(routing, buck
     assert len({route.name for route in routes}) == len(routes)
     assert sum(route.buckets * route.slots for route in routes) <= buckets * slots
     for route in routes:
-        bucket = route.bucket(regulator, kind)
+        record = torch.arange(90)
+        bucket = route.bucket(regulator, kind, record)
         assert bucket.min() >= 0 and bucket.max() < route.buckets and route.slots >= 1
-        token_to_bucket = set(zip(regulator.tolist(), route.bucket(regulator, regulator % 7 - 1).tolist(), strict=True))
-        assert len(token_to_bucket) == len(regulator.unique())  # all records of a regulator lie in one bucket
+        if routing == "random":
+            assert torch.equal(route.bucket(regulator.flip(0), kind.flip(0), record), bucket)
+        else:  # all records of a regulator lie in one bucket
+            homes = route.bucket(regulator, regulator % 7 - 1, record)
+            assert len(set(zip(regulator.tolist(), homes.tolist(), strict=True))) == len(regulator.unique())
 
 
 @quick
-@given(st.sampled_from(["regulator", "class"]), st.integers(1, 600), st.integers(1, 40), st.integers(1, 50))
+@given(st.sampled_from(["regulator", "class", "random"]), st.integers(1, 600), st.integers(1, 40), st.integers(1, 50))
 def test_one_manifold_wastes_less_than_a_slot_a_bucket(routing, buckets, slots, classes):
     (route,) = make_routes(configured(routing, buckets, slots), 90, classes)
     spare = buckets * slots - route.buckets * route.slots
@@ -48,7 +53,7 @@ def test_one_manifold_wastes_less_than_a_slot_a_bucket(routing, buckets, slots, 
 def test_by_regulator_the_bucket_is_the_regulator_mod_b():
     (route,) = make_routes(configured("regulator", 7), 90, 3)
     regulator = torch.arange(40)
-    assert route.bucket(regulator, regulator % 3 - 1).tolist() == [r % 7 for r in range(40)]
+    assert route.bucket(regulator, regulator % 3 - 1, regulator).tolist() == [r % 7 for r in range(40)]
     assert route.hard and route.by == "regulator"
 
 
@@ -57,9 +62,28 @@ def test_by_regulator_the_bucket_is_the_regulator_mod_b():
 def test_a_class_has_a_bucket_of_its_own_and_unknown_ones_share_another(routing, classes, buckets):
     route = make_routes(configured(routing, buckets), 90, classes)[-1]
     kind = torch.arange(-1, classes).repeat(3)
-    bucket = route.bucket(torch.arange(len(kind)), kind)
+    bucket = route.bucket(torch.arange(len(kind)), kind, torch.arange(len(kind)))
     assert route.by == "class" and route.buckets == classes + 1  # none lies idle
     assert len(set(zip(kind.tolist(), bucket.tolist(), strict=True))) == len(bucket.unique()) == classes + 1
+
+
+def test_random_buckets_are_even_and_tell_nothing_of_the_regulator():
+    (route,) = make_routes(configured("random", 20), 8000, 3)
+    regulator = torch.arange(8000) // 400
+    bucket = route.bucket(regulator, regulator, torch.arange(8000))
+    table = torch.bincount(regulator * 20 + bucket, minlength=400).reshape(20, 20).numpy()
+    assert chi2_contingency(table).pvalue > 0.01 and chisquare(table.sum(0)).pvalue > 0.01
+
+
+def test_random_buckets_are_not_gated_by_what_their_reads_leave():
+    with pytest.raises(ValueError, match="gate by entropy"):
+        make_routes(configured("random", 20, gate_signal="residual"), 90, 3)
+
+
+@pytest.mark.parametrize(("routing", "hard"), [("regulator", [False]), ("class", [False]), ("hash", [False, False])])
+def test_a_soft_read_takes_the_whole_bucket(routing, hard):
+    assert [route.hard for route in make_routes(configured(routing, 64, read="soft"), 90, 3)] == hard
+    assert all(route.hard for route in make_routes(configured(routing, 64), 90, 3))
 
 
 @pytest.mark.parametrize("routing", ["class", "levels"])
@@ -89,7 +113,7 @@ def test_regulators_that_collide_in_one_hash_do_not_in_another(heads, buckets):
     assert len(set(moduli)) == heads and all(p % d for p in moduli for d in range(2, math.isqrt(p) + 1))
     count = min(math.prod(moduli), 2000)  # numbers below the product of primes differ in some remainder
     regulator = torch.arange(count)
-    homes = torch.stack([route.bucket(regulator, regulator) for route in routes], dim=1)
+    homes = torch.stack([route.bucket(regulator, regulator, regulator) for route in routes], dim=1)
     assert len(homes.unique(dim=0)) == count
 
 

@@ -96,6 +96,18 @@ def test_waves_are_one_record_at_a_time_in_the_true_geometries(buckets, slots, s
 
 
 @quick
+@given(seeds, evictions, st.sampled_from([-math.inf, -0.5, 0.0, 0.5]), st.integers(0, 4))
+def test_by_entropy_a_tokens_records_may_lie_in_several_buckets(seed, eviction, gamma, priming):
+    config = NexusConfig(eviction=eviction, regret_gamma=gamma, ema=0.7, priming=priming)
+    stream = random_stream(seed, 80)
+    stream.candidates.bucket = stream.candidates.bucket[torch.from_numpy(np.random.default_rng(seed).permutation(80))]
+    warmed = warm_in_full(cleared(), stream, config)
+    assert_same(warmed.memory, warm_plainly(cleared(), stream, config))
+    for b, tokens in enumerate(warmed.buckets.tokens.tolist()):
+        assert tokens == len(stream.candidates.token[stream.candidates.bucket == b].unique())
+
+
+@quick
 @given(seeds, st.integers(1, 3))
 def test_a_pass_over_more_records_than_a_block_holds(seed, buckets):
     """Waves far beyond one block of similarities, wide and thin."""
@@ -191,7 +203,7 @@ def test_a_token_in_two_buckets_is_refused_before_anything_is_done():
     stream = random_stream(0)
     stream.candidates.bucket[7] += 1
     with pytest.raises(ValueError, match="several buckets"):
-        warm(cleared(buckets=6), stream, NexusConfig())
+        warm(cleared(buckets=6), stream, NexusConfig(gate_signal="residual"), decode)
 
 
 def test_nothing_to_warm_leaves_a_memory_as_it_is():

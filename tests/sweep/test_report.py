@@ -8,9 +8,10 @@ from rich.console import Console
 
 from mantra_ray.config import ExperimentConfig
 from mantra_ray.evaluation.statistics import Interval
-from mantra_ray.sweep.report import number, print_summary, span
+from mantra_ray.sweep.report import print_summary
 from mantra_ray.sweep.spec import GEOMETRIES, SweepSpec, grid
 from mantra_ray.sweep.store import Store
+from mantra_ray.sweep.tables import number, span
 
 SPLITS = ("seen", "context", "unseen")
 SIZES = [{"nexus.buckets": b, "nexus.slots": s} for b, s in (*GEOMETRIES.values(), (64, 4))]

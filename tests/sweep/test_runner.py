@@ -1,5 +1,7 @@
 import io
 import os
+import resource
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mantra_ray.errors import InputError
 from mantra_ray.sweep import cluster, runner
+from mantra_ray.sweep.description import Timing
 from mantra_ray.sweep.options import SMOKE, Options
 from mantra_ray.sweep.store import Store
 
@@ -35,12 +38,12 @@ def sweep(tmp_path, monkeypatch, screen, make_folds, records):
     columns = records({"memory_on": 0.5})
 
     def go(act=lambda spec: None, **changes):
-        def run(spec, fold, bench, board):
+        def run(spec, fold, bench, on_epoch, keeper):
             from mantra_ray.sweep.trial import TrialOutcome
 
             act(spec)
             assert ray.get(fold.reference).programs == 6
-            board.epoch(0, {"loss": 1.0})
+            on_epoch(0, {"loss": 1.0})
             return TrialOutcome({"write_density": 0.5}, [], columns, [{"epoch": 0, "metric": "loss", "value": 1.0}])
 
         output = io.StringIO()
@@ -90,6 +93,56 @@ def test_failed_trials_have_rows_and_are_retried(sweep, tmp_path):
     assert code == 0 and "3 of them finished before" in text and len(store.finished()) == 6
 
 
+def test_a_trial_whose_process_died_once_runs_again(sweep, tmp_path):
+    def die_once(spec):
+        if spec.config.nexus.regret_gamma == 1.0 and not (tmp_path / f"{spec.id}.died").exists():
+            (tmp_path / f"{spec.id}.died").touch()
+            os.kill(os.getpid(), 9)
+
+    code, text = sweep(die_once)
+    assert len(list(tmp_path.glob("*.died"))) == 2
+    assert code == 0 and "6 trials finished, 0 failed" in text
+    assert Store(tmp_path / "test" / "results").read("curves").num_rows == 6
+
+
+def test_a_trial_that_hangs_is_ended_and_says_where(sweep, tmp_path):
+    def hang(spec):
+        while spec.config.nexus.regret_gamma == 1.0 and spec.config.seed == 1:
+            time.sleep(60)
+
+    code, text = sweep(hang, trial_timeout=2.0)
+    rows = Store(tmp_path / "test" / "results").read("trials").to_pylist()
+    (failed,) = (row for row in rows if row["status"] == "failed")
+    assert code == 1 and "5 trials finished, 1 failed" in text
+    assert "longer than 2 s (--trial-timeout)" in failed["error"] and "in hang" in failed["error"]
+
+
+def test_retry_failed_runs_the_failed_trials_alone(sweep, tmp_path):
+    def fail(spec):
+        if spec.config.nexus.regret_gamma == 1.0:
+            raise ValueError("no gate today")
+
+    sweep(fail)
+    store = Store(tmp_path / "test" / "results")
+    (done,) = (row["trial"] for row in store.read("trials").to_pylist() if row["kind"] == "baselines" if row["seed"])
+    for table in ("trials", "scores", "records", "curves"):
+        (tmp_path / "test" / "results" / table / f"{done}.parquet").unlink()
+    code, _ = sweep(retry_failed=True)
+    assert code == 1 and len(store.finished()) == 5 and done not in store.finished()
+    assert sweep()[0] == 0 and len(store.finished()) == 6
+
+
+def test_rows_that_cannot_be_written_end_the_sweep_with_a_word(sweep, tmp_path):
+    def fill(spec):  # as a disk does that is full: nothing can be written any more
+        if spec.config.nexus.regret_gamma == 1.0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+
+    with pytest.raises(InputError, match="rows could not be written"):
+        sweep(fill)
+    assert not list(tmp_path.rglob("*.partial"))
+    assert sweep()[0] == 0
+
+
 def test_splits_that_the_data_cannot_give_are_refused_before_anything_is_made(sweep, tmp_path):
     for changes, told in (({"splits": ("context",)}, "two states"), ({"test_fraction": 2.0}, "test_fraction")):
         with pytest.raises(InputError, match=told):
@@ -101,7 +154,7 @@ def test_stopped_sweep_says_how_to_go_on(sweep, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "_tune", stop)
+    monkeypatch.setattr(runner, "tune_trials", stop)
     code, text = sweep()
     assert code == 130 and "same command again" in text
 
@@ -144,6 +197,6 @@ def test_slots_count_all_workers(workers, cpus, gpus, expected):
 
 
 def test_overhead_is_what_slots_did_beside_computing():
-    timing = runner.Timing(total=30, stages=5, trials=20, starting=4, compute=30, count=5, slots=2)
+    timing = Timing(total=30, stages=5, trials=20, starting=4, compute=30, count=5, slots=2)
     assert timing.overhead(starting=True) == (40 - 30) / 5
     assert timing.overhead(starting=False) == (32 - 30) / 5

@@ -9,10 +9,11 @@ import pytest
 
 from mantra_ray.config import LAPTOP, EvaluationConfig, ExperimentConfig, NexusConfig
 from mantra_ray.errors import InputError
+from mantra_ray.forward import predict
 from mantra_ray.sweep import trial
+from mantra_ray.sweep.schema import DIAGNOSTICS
 from mantra_ray.sweep.spec import TrialSpec
-from mantra_ray.sweep.store import DIAGNOSTICS
-from mantra_ray.sweep.trial import memory_arms, run_trial
+from mantra_ray.sweep.trial import memory_arms, memory_digest, prediction_digest, run_trial
 from mantra_ray.training.nexus import train_nexus
 
 SIZE = LAPTOP | {"d_model": 16, "heads": 2, "top_programs": 3, "batch": 32}
@@ -21,6 +22,7 @@ NOWHERE = Path("nowhere")  # where a fold's networks would lie; only a recursive
 CONFIG = ExperimentConfig(nexus=NEXUS, evaluation=EvaluationConfig(bootstrap=200))
 EXPRESSION = ("delta_expression", "base_expression", "lift_expression", "loadings")
 TIMES = {"records_per_second", "training_seconds"}
+DIGESTS = {"prediction_sha256", "base_sha256", "memory_sha256", "judged_memory_sha256"}
 
 
 def spec(kind="nexus", **changes) -> TrialSpec:
@@ -80,6 +82,7 @@ VARIANTS = [
     {"routing": "class"},
     {"routing": "levels"},
     {"routing": "hash"},
+    {"routing": "random"},
     {"correct": "genes"},
     {"mode": "language", "correct": "genes", "routing": "levels", "top_genes": 2, "language_epochs": 2},
 ]
@@ -99,7 +102,7 @@ def test_every_variant_is_judged_as_the_memory_is(planted, changes):
         assert np.abs(error["memory_on"] - error["memory_shuffled"]).max() > 1e-3
     assert {row["arm"] for row in found.scores if row["metric"] == "expression_pearson"} >= set(error)
     told = found.diagnostics
-    assert set(DIAGNOSTICS) <= told.keys() and all(np.isfinite(list(told.values())))
+    assert set(DIAGNOSTICS) <= told.keys() and np.isfinite([told[name] for name in told.keys() - DIGESTS]).all()
     assert 0 < told["gate_mean"] < 2 and 0 < told["write_density"] <= 1 and 0 < told["occupancy"] <= 1
     assert told["load"] >= 1.9  # 2 was asked for; hashes round the number of buckets down, and a class's slots
 
@@ -107,7 +110,7 @@ def test_every_variant_is_judged_as_the_memory_is(planted, changes):
 def test_a_recursive_correction_looks_for_networks_beside_the_fold(screened, tmp_path, monkeypatch):
     asked = []
 
-    def stand_in(fold, folder, config, seed, on_epoch, device):
+    def stand_in(fold, folder, config, seed, on_epoch, device, keeper):
         asked.append((folder, config.correction))
         return train_nexus(fold, config, seed, on_epoch=on_epoch, device=device)
 
@@ -179,7 +182,8 @@ def test_judging_leaves_memory_model_records_and_fold_alone(screened):
 def test_diagnostics_are_there_and_make_sense(outcome, screened):
     found = outcome.diagnostics
     assert set(DIAGNOSTICS) <= found.keys()
-    assert all(isinstance(value, float) and np.isfinite(value) for value in found.values())
+    numbers = [value for name, value in found.items() if name not in DIGESTS]
+    assert all(isinstance(value, float) and np.isfinite(value) for value in numbers)
     train = len(screened.train)
     assert found["slots"] == 4 and found["buckets"] == round(train / 8)
     assert found["load"] == pytest.approx(train / (found["buckets"] * found["slots"]))
@@ -201,6 +205,26 @@ def test_full_size_has_no_collisions_and_finds_every_seen_regulator(screened):
     assert found["collisions"] == found["evictions"] == 0
     assert found["write_density"] == 1 and found["occupancy"] == pytest.approx(len(screened.train) / (512 * 32))
     assert found["hard_hit_rate"] == pytest.approx((screened.regulator[screened.test] < 20).mean())
+
+
+def test_digests_are_those_of_the_judged_predictions_and_of_the_memory(screened):
+    trained = train_nexus(screened, NEXUS, 0)
+    predictions, found = memory_arms(screened, trained, 0)
+    assert found.keys() >= DIGESTS and all(len(found[name]) == 32 for name in DIGESTS)
+    assert (
+        found["prediction_sha256"] != found["base_sha256"] and found["memory_sha256"] == found["judged_memory_sha256"]
+    )
+    assert found["base_sha256"] == prediction_digest(screened, predict(screened, np.arange(len(screened.regulator))))
+    on = predictions["memory_on"]
+    for rows, matters in ((screened.train, False), (screened.validation, True), (screened.test, True)):
+        program = on.program.copy()
+        program[rows[-1], -1] = np.nextafter(program[rows[-1], -1], np.inf)
+        other = prediction_digest(screened, dataclasses.replace(on, program=program))
+        assert (other != found["prediction_sha256"]) == matters
+    for name in vars(trained.memories[0]):
+        memories = copy.deepcopy(trained.memories)
+        getattr(memories[0], name).view(-1)[0] += 1
+        assert memory_digest(memories) != found["memory_sha256"]
 
 
 def test_curves_have_every_epoch_and_are_told_as_they_grow(outcome, screened):

@@ -100,14 +100,14 @@ def test_errors_of_genes_are_those_of_genes_and_of_programs_by_halves(planted, s
     assert observed.square().mean() == pytest.approx(1, rel=1e-3)
 
 
-@pytest.mark.parametrize("routing", ["regulator", "class", "levels", "hash"])
+@pytest.mark.parametrize("routing", ["regulator", "class", "levels", "hash", "random"])
 def test_buckets_are_those_of_the_routes(planted, routing):
     fold = planted(classes=5)
     inputs = make_inputs(fold, dataclasses.replace(CONFIG, routing=routing))
     records, kind = inputs.records, torch.tensor(fold.regulator_class[fold.regulator])
     assert records.bucket.shape == (len(records), len(inputs.routes))
     for route, bucket in zip(inputs.routes, records.bucket.unbind(1), strict=True):
-        assert torch.equal(bucket, route.bucket(torch.tensor(fold.regulator), kind))
+        assert torch.equal(bucket, route.bucket(torch.tensor(fold.regulator), kind, records.record))
     if routing == "class":
         assert inputs.routes[0].buckets == 6  # five classes, and one of those without
 

@@ -31,6 +31,9 @@ KNOBS = {
     "regret_gamma": (dict(regret_gamma=1.0), {}),
     "query_alpha": (dict(query_alpha=0.9), {}),
     "tau": (dict(tau=0.3), {}),
+    "read": (dict(read="soft"), {}),
+    "transport": (dict(transport="none"), {}),
+    "start": (dict(start="plain"), {}),
     "priming": (dict(priming=0), {}),
     "eviction": (dict(eviction="fifo"), {}),
     "surprisal_weight": (dict(surprisal_weight=0.0), {}),
@@ -61,6 +64,7 @@ KNOBS = {
 # These act on a memory whatever the weights: they must change it before any training.
 OF_THE_MEMORY = ("slots", "regret_gamma", "query_alpha", "tau", "priming", "eviction", "ema", "gate_signal")
 OF_THE_MEMORY += ("surprisal_weight", "rarity_weight", "novelty_weight", "pathway_gamma")
+ROUTINGS = ("regulator", "class", "levels", "hash", "random")
 STARTS = ("gate_prior", "transport")  # least squares on what the memory recalls
 # These decide which records are held.
 OF_WHAT_IS_HELD = ("buckets", "slots", "load", "regret_gamma", "priming", "eviction", "ema", "gate_signal")
@@ -104,7 +108,7 @@ def test_a_knob_of_the_memory_acts_without_any_training(planted, knob):
 
 def test_every_routing_corrects_in_its_own_way(planted):
     fold = planted(classes=4)
-    configs = [dataclasses.replace(SMALL, routing=routing) for routing in ("regulator", "class", "levels", "hash")]
+    configs = [dataclasses.replace(SMALL, routing=routing) for routing in ROUTINGS]
     found = [train_nexus(fold, config, 0).corrections() for config in configs]
     for i, one in enumerate(found):
         assert all(np.abs(one - other).max() > 1e-2 for other in found[:i])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mantra_ray.errors import InputError
 from mantra_ray.fields import replace
 from mantra_ray.forward import Fold, predict
-from mantra_ray.training import stages
+from mantra_ray.training import assemble, stages
 from mantra_ray.training.crossfit import calibration_slope, out_of_fold
 from mantra_ray.training.distributed import save_unit, train_unit
 from mantra_ray.training.networks import load_networks
@@ -107,7 +107,7 @@ def test_finished_work_is_reused(screen, experiment, in_process, tmp_path):
 
 def test_an_interrupted_run_goes_on_where_it_stopped(screen, experiment, in_process, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(stages, "assemble", lambda *_: 1 / 0)
+        patch.setattr(assemble, "assemble", lambda *_: 1 / 0)
         make(screen, experiment, tmp_path)
     files = sorted((tmp_path / "units").iterdir())
     assert len(files) == 3

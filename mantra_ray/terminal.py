@@ -1,0 +1,30 @@
+"""What every command of the terminal does alike: tables that fit, and bad input as one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+
+from mantra_ray.errors import InputError
+
+WIDTH = 120  # of tables that go to a file or a pipe
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; bad input becomes a message on stderr and exit code 2."""
+    try:
+        return command()
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # one line, whatever a library said
+        return 2
+    except BrokenPipeError:  # whoever reads our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def console() -> Console:
+    """Standard output, wide enough for the tables where it is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
