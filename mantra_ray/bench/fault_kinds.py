@@ -60,15 +60,21 @@ def interrupt(scene: Scene) -> bool:
     code = scene.wait(process)
     if code == 0:  # it had come to its end
         return False
-    told = scene.told()
-    if code != 130:
-        scene.complaints.append(f"ended with {code}, not 130")
-    if "give the same command again" not in told:
-        scene.complaints.append("does not say how to go on")
-    if "Traceback" in told:
-        scene.complaints.append("shows a traceback")
+    must_end_with(scene, 130)
     scene.complaints += [f"half-written {path.name}" for path in scene.root.rglob("*.partial")]
     return True
+
+
+def must_end_with(scene: Scene, code: int) -> None:
+    """Complain unless the command ended with this code, said how to go on and spared its user a traceback."""
+    told = scene.told()
+    last = next((line for line in reversed(told.splitlines()) if line.strip()), "")[:200]
+    if scene.codes[-1] != code:
+        scene.complaints.append(f"ended with {scene.codes[-1]} in {scene.phase}, not {code}: {last}")
+    if "give the same command again" not in told:
+        scene.complaints.append(f"in {scene.phase} does not say how to go on: {last}")
+    if "Traceback" in told:
+        scene.complaints.append(f"shows a traceback in {scene.phase}: {last}")
 
 
 def kill_worker(title: str, part: str) -> Callable[[Scene], bool]:
@@ -106,10 +112,8 @@ def fill_disk(scene: Scene) -> bool:
     code = scene.wait(scene.start())
     scene.phase = "trials" if TRIALS.search(scene.told()) else "stages"
     ballast.unlink()
-    if code != 2:
-        scene.complaints.append(f"ended with {code}, not 2")
-    if "Traceback" in scene.told():
-        scene.complaints.append("shows a traceback")
+    if code != 0:
+        must_end_with(scene, 2)
     return code != 0
 
 
