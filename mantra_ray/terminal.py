@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from mantra_ray.errors import InputError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 WIDTH = 120  # of tables that go to a file or a pipe
 
 
@@ -23,6 +25,14 @@ def guarded(command: Callable[[], int]) -> int:
     except BrokenPipeError:  # whoever reads our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("Stopped: give the same command again to go on.", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"error: {error}: make room and give the same command again", file=sys.stderr)
+        return 2
 
 
 def console() -> Console:

@@ -199,7 +199,7 @@ def show(rounds: Sequence[Round], console: Console) -> None:
     }
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in columns:
-        table.add_column(name, justify="left" if name in ("fault", "hit in") else "right")
+        table.add_column(name, justify="left" if name in ("fault", "hit in") else "right", no_wrap=name == "fault")
     for name in dict.fromkeys(r.fault for r in rounds):
         mine = [r for r in rounds if r.fault == name]
         table.add_row(*(str(cell(mine)) for cell in columns.values()))

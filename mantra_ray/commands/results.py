@@ -20,7 +20,7 @@ from mantra_ray.files import place
 from mantra_ray.sweep.folder import sweep_folder
 from mantra_ray.sweep.frames import Condition, frame, trial_rows, write_csv, write_parquet
 from mantra_ray.sweep.options import check_writable, shown
-from mantra_ray.sweep.report import print_summary
+from mantra_ray.sweep.report import print_metrics, print_summary
 from mantra_ray.sweep.store import Store
 from mantra_ray.sweep.summary import DEFAULTS
 
@@ -48,6 +48,8 @@ class ResultsOptions:
     """Write the rows as Parquet."""
     failed: Annotated[bool, tyro.conf.FlagCreatePairsOff, shown("", "off")] = False
     """Print the errors of failed trials."""
+    metrics: Annotated[bool, tyro.conf.FlagCreatePairsOff, shown("", "off")] = False
+    """Print every metric of every arm: programs, expression, traits."""
     all: Annotated[bool, tyro.conf.FlagCreatePairsOff, shown("", "off")] = False
     """Also trials that earlier commands left in the folder."""
     limit: int = 40
@@ -78,6 +80,8 @@ def main(args: Sequence[str]) -> int:
     trials = None if options.all else described
     if options.failed:
         print_failures(store, trials, options.where, console)
+    elif options.metrics:
+        print_metrics(root, console)
     elif len(args) == 1:
         print_summary(root, console)
     else:

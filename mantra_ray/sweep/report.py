@@ -11,6 +11,7 @@ from rich.console import Console
 from mantra_ray.sweep.alarms import alarms
 from mantra_ray.sweep.paired import against_default
 from mantra_ray.sweep.progress import clock
+from mantra_ray.sweep.scorecard import print_scorecards
 from mantra_ray.sweep.search_tables import search_tables
 from mantra_ray.sweep.store import Store
 from mantra_ray.sweep.summary import (
@@ -44,15 +45,11 @@ def print_summary(root: Path, console: Console) -> bool:
 
     Raises InputError if it is no sweep's folder.
     """
-    described = read_description(root)
-    store = Store(root / "results")
-    order = {trial: i for i, trial in enumerate(described["trials"])}
-    trials = sorted(store.read("trials", order).to_pylist(), key=lambda row: order[row["trial"]])
+    described, store, trials, compared = read_sweep(root)
     failed = [row for row in trials if row["status"] == "failed"]
-    count, trials = len(trials), compared_trials(trials, described.get("search"))
+    count, trials = len(trials), compared
     found = configurations(store, trials)
-    splits = dict.fromkeys(row["split.kind"] for row in trials)
-    chosen = {split: chosen_on_validation(store, found, split) for split in splits}
+    chosen = chosen_by_split(store, trials, found)
     arms = arms_by_split(store, trials, chosen)
 
     def say(text: str, style: str | None = None) -> None:
@@ -91,6 +88,29 @@ def print_summary(root: Path, console: Console) -> bool:
         say(f"Failed {row['trial']}: {row['error'].strip().splitlines()[-1]}", style="red")
     print_ending(root, described["timing"], count - len(failed), len(failed), console)
     return not any(alarm.loud for alarm in found_wrong)
+
+
+def print_metrics(root: Path, console: Console) -> None:
+    """Print every metric of every arm, a table a split; InputError if it is no sweep's folder."""
+    _, store, _, trials = read_sweep(root)
+    print_scorecards(store, trials, chosen_by_split(store, trials, configurations(store, trials)), console)
+
+
+def read_sweep(root: Path) -> tuple[dict[str, Any], Store, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Description and results of a sweep, rows of its trials in their order, and those that its tables compare."""
+    described = read_description(root)
+    store = Store(root / "results")
+    order = {trial: i for i, trial in enumerate(described["trials"])}
+    trials = sorted(store.read("trials", order).to_pylist(), key=lambda row: order[row["trial"]])
+    return described, store, trials, compared_trials(trials, described.get("search"))
+
+
+def chosen_by_split(
+    store: Store, trials: Sequence[dict[str, Any]], found: Sequence[Configuration]
+) -> dict[str, Configuration | None]:
+    """The configuration that is judged on each split."""
+    splits = dict.fromkeys(row["split.kind"] for row in trials)
+    return {split: chosen_on_validation(store, found, split) for split in splits}
 
 
 def compared_trials(trials: list[dict[str, Any]], search: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import platform
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -21,6 +18,7 @@ from mantra_ray.data.screen import Screen
 from mantra_ray.data.splits import make_split
 from mantra_ray.errors import InputError
 from mantra_ray.fields import replace as replace_fields
+from mantra_ray.files import clear_unfinished, unfinished
 from mantra_ray.forward import Fold
 from mantra_ray.provenance import code_version, provenance
 from mantra_ray.sweep import worker
@@ -52,6 +50,7 @@ def run_sweep(spec: SweepSpec, options: Options, console: Console, run: Callable
     """
     root = sweep_root(options, spec)
     store = Store(root / "results")
+    clear_unfinished(root, root / ".tune", root / "artifacts", root / "artifacts" / "units", *root.glob("results/*"))
     with Display(console) as display:
         try:
             display.say(f"Sweep {spec.name}: loading {spec.base.data.data}")
@@ -106,11 +105,10 @@ def _run(
         paths = make_folds(screen, experiments, root / "artifacts", workers, gpus, display.stage)
         folds = {key: Fold.load(path) for key, path in paths.items()}
         before_trials(folds.values(), work, spec, options, display)
-        clear_scratch(root / ".tune")
         bench = worker.Bench(
             folds={key: worker.SharedFold(ray.put(fold), paths[key]) for key, fold in folds.items()},
             root=root,
-            scratch=root / ".tune" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{platform.node()}-{os.getpid()}",
+            scratch=unfinished(root / ".tune" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}"),
             slots=beside,
             provenance=provenance(),
             workers=options.workers_per_trial,
@@ -120,8 +118,8 @@ def _run(
             scheduler=options.scheduler,
         )
         rule = scheduler(options.scheduler, spec.space)
-        if rule is not None:
-            rule.remember(work.store, work.trials)
+        rule.slots = beside
+        rule.remember(work.store, work.trials)
         trials, moment = time.perf_counter(), time.time()
         display.begin(count)
         watcher = Watcher(display, Store(root / "results"))
@@ -166,22 +164,3 @@ def _described(root: Path, work: Work, batches: Iterable[list[TrialSpec]]) -> It
     for batch in batches:
         describe(root, work.trials, work.plan, None)
         yield batch
-
-
-def clear_scratch(folder: Path) -> None:
-    """Remove what runs on this machine left whose process was killed."""
-    for left in folder.glob(f"*-{platform.node()}-*"):
-        process = left.name.rpartition("-")[2]
-        if process.isdigit() and not alive(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def alive(process: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

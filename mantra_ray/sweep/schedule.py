@@ -29,8 +29,8 @@ SAMPLES = 3  # trials that a median needs
 WORST = -1e9  # stands for a gain that is no number
 
 
-def scheduler(kind: Scheduler, space: Sequence[Knob] = ()) -> Paired | None:
-    """The scheduler of a sweep; None runs every trial to its end.
+def scheduler(kind: Scheduler, space: Sequence[Knob] = ()) -> Patient:
+    """The scheduler of a sweep; `none` runs every trial to its end.
 
     `asha`: asynchronous successive halving (Li et al. 2020, MLSys). `median`: the median stopping rule (Golovin et
     al. 2017, KDD). `pbt`: population-based training (Jaderberg et al. 2017) of the nuisance knobs in `space`.
@@ -49,7 +49,27 @@ def scheduler(kind: Scheduler, space: Sequence[Knob] = ()) -> Paired | None:
         return Paired(
             lambda: MedianStoppingRule(**rule, min_samples_required=SAMPLES, min_time_slice=math.inf)  # type: ignore
         )
-    return None
+    return Patient()
+
+
+class Patient(FIFOScheduler):
+    """Runs trials in their order, and keeps as many processes as there are slots while a plan's next batch is awaited.
+
+    Tune ends all idle processes but one when no trial waits; starting them again takes longer than a small trial.
+    """
+
+    slots = 0
+    _kept = False
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        cache = getattr(tune_controller, "_actor_cache", None)  # Tune has no public word for it
+        if not self._kept and cache is not None:
+            cache.increase_max(trial.placement_group_factory, by=self.slots)
+            self._kept = True
+        super().on_trial_add(tune_controller, trial)
+
+    def remember(self, store: Store, trials: Mapping[str, TrialSpec]) -> None:
+        """Nothing: no trial depends on others."""
 
 
 class Ended:
@@ -59,7 +79,7 @@ class Ended:
         self.trial_id = trial_id
 
 
-class Paired(FIFOScheduler):
+class Paired(Patient):
     """One scheduler for every seed and split, so that only trials that differ in their configuration compete.
 
     Trials without gains (baselines) are never stopped.
@@ -94,6 +114,7 @@ class Paired(FIFOScheduler):
             inner.on_trial_complete(None, ended, reports[-1])
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        super().on_trial_add(tune_controller, trial)
         group = self.groups[trial.trial_id] = self.group(TrialSpec.from_json(trial.config["job"]["spec"]))
         if inner := self._of(group):
             inner.on_trial_add(self.within(tune_controller, trial), trial)

@@ -57,7 +57,7 @@ def print_scorecards(
             shown = {name: label for name, label in metrics.items() if any(name == metric for _, metric in values)}
             if shown:
                 console.print(
-                    f"\nOn {split}, {kind}: mean over seeds [{level:.0%} t interval over seeds]", style="bold"
+                    f"\nOn {split}, {kind}: mean over seeds ± half of Student's {level:.0%} interval", style="bold"
                 )
                 console.print(scorecard(values, shown, level))
 
@@ -85,7 +85,7 @@ def scorecard(values: Values, metrics: dict[str, str], confidence: float) -> Tab
 
 
 def cell(values: Sequence[float], confidence: float) -> str:
-    """Mean of the seeds that have a value, with Student's interval where there are two; "-" where there is none."""
+    """Mean of the seeds that have a value, ± half of Student's interval where there are two; "-" without any."""
     known = np.array([value for value in values if np.isfinite(value)])
     if not len(known):
         return "-"
@@ -93,4 +93,4 @@ def cell(values: Sequence[float], confidence: float) -> str:
     if len(known) < 2:
         return f"{mean:.3f}"
     half = t.ppf((1 + confidence) / 2, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known))
-    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
+    return f"{mean:.3f} ± {half:.3f}"

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.air.execution._internal import actor_manager
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution import tune_controller
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
@@ -20,6 +23,9 @@ from mantra_ray.sweep.store import Store
 from mantra_ray.training.stages import stage_key
 
 RETRIES = 2  # of a trial whose process died: the machine may have been at fault, or another trial's memory
+# Tune stops altogether when Ray's memory monitor ends a trial's process, unless that counts as a process that died.
+for module in (actor_manager, tune_controller):
+    module.RayActorError = (RayActorError, OutOfMemoryError)
 UNLIMITED = 10**9  # trials: the feeder says when it is over
 
 
@@ -105,7 +111,7 @@ def tune_trials(
     bench: worker.Bench,
     watcher: Watcher,
     run: Callable,
-    rule: TrialScheduler | None = None,
+    rule: TrialScheduler,
 ) -> None:
     """Run all batches; Tune keeps nothing of them, since trials write their own rows; `rule` may prune them."""
     # A trial with several workers only waits for them: they hold the cores. Tune wants it to hold something.

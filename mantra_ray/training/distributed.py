@@ -7,6 +7,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -206,23 +207,27 @@ def run_units(
             name=name, storage_path=str(storage.resolve()), failure_config=FailureConfig(max_failures=RETRIES)
         ),
     )
-    finished = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(units, finished, on_progress), daemon=True)
-    watcher.start()
+    # In the main thread Train would put its own handler of Ctrl-C in the place of ours, for good.
+    ended: Future = Future()
+    threading.Thread(target=_fit, args=(trainer, ended), daemon=True).start()
+    _watch(units, ended, on_progress)
+    ended.result()
+
+
+def _fit(trainer, ended: Future) -> None:
     try:
-        trainer.fit()
-    finally:
-        finished.set()
-        watcher.join()
+        ended.set_result(trainer.fit())
+    except BaseException as error:
+        ended.set_exception(error)
 
 
-def _watch(units: Sequence[TrainingUnit], finished: threading.Event, on_progress: Progress | None) -> None:
+def _watch(units: Sequence[TrainingUnit], ended: Future, on_progress: Progress | None) -> None:
     """Tell `on_progress` how many units lie on disk, each time that there are more."""
     told = -1
-    while on_progress is not None:
-        last = finished.wait(0.5)  # read before counting, so that the final count is complete
+    while True:
+        last = bool(wait([ended], 0.5).done)  # read before counting, so that the final count is complete
         done = sum(unit.path.exists() for unit in units)
-        if done != told:
+        if done != told and on_progress is not None:
             on_progress(done, len(units), "GRN-GNN cross-fitting")
             told = done
         if last:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from mantra_ray.data.screen import Screen
 from mantra_ray.data.splits import cross_fit_folds, make_split
 from mantra_ray.errors import InputError
 from mantra_ray.fields import digest, identity
+from mantra_ray.files import unfinished
 from mantra_ray.provenance import code_version
 from mantra_ray.training.assemble import Stage, write_folds
 from mantra_ray.training.distributed import Progress, Records, TrainingUnit, Unit, load_unit, run_units
@@ -170,7 +170,8 @@ def _train_missing(
     for unit in missing:
         unit.path.unlink(missing_ok=True)  # a damaged file would count as done
     artifacts.mkdir(parents=True, exist_ok=True)
-    storage = Path(tempfile.mkdtemp(prefix="ray_", dir=artifacts))
+    storage = unfinished(artifacts / "ray")
+    storage.mkdir(exist_ok=True)
     try:
         run_units(records, missing, workers, gpus, storage, on_progress)
     finally:

@@ -14,7 +14,7 @@ from mantra_ray.sweep.store import Store
 def test_cell_is_students_interval_of_the_seeds_that_have_a_value():
     values = [0.2, 0.5, 0.3, float("nan")]
     low, high = stats.t.interval(0.9, 2, np.mean(values[:3]), stats.sem(values[:3]))
-    assert cell(values, 0.9) == f"0.333 [{low:.3f}, {high:.3f}]"
+    assert cell(values, 0.9) == f"0.333 ± {(high - low) / 2:.3f}"
     assert cell(values[:1], 0.9) == "0.200" and cell([], 0.9) == "-" and cell([float("nan")], 0.9) == "-"
 
 
