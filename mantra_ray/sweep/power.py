@@ -23,7 +23,7 @@ from mantra_ray.sweep.paired import errors, shared
 from mantra_ray.sweep.store import Store
 from mantra_ray.sweep.summary import DEFAULTS, PAIRED, value
 
-NEAREST, SHARE = 8, 0.5  # of the correction that stands in for the memory's
+NEAREST, SHARE = 2, 0.5  # of the correction that stands in for the memory's: more would take in other regulators
 MOST_COMPARED = 8  # earlier configurations from which differences are learned
 STAND_IN = (
     f"that configurations differ from each other, record by record, as much as the GNN differs from itself with "
