@@ -232,7 +232,8 @@ def write(
     shared = pairing | {"split": experiment.split.kind}
     count = len(tables.records["record"])
     columns = {name: [value] * count for name, value in shared.items()} | tables.records
-    final = [{"scope": "final", "metric": name, "value": value} for name, value in trained.diagnostics.items()]
+    numbers = {name: value for name, value in trained.diagnostics.items() if not isinstance(value, str)}
+    final = [{"scope": "final", "metric": name, "value": value} for name, value in numbers.items()]
     rows = [{"scope": "epoch", **row} for row in trained.curves] + final + bucket_rows(trained, fold)
     out.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".train_", dir=out))

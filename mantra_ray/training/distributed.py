@@ -192,7 +192,7 @@ def run_units(
     shared by all nodes, like the units' paths.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     workers = max(1, min(workers, len(units)))
@@ -211,7 +211,14 @@ def run_units(
     ended: Future = Future()
     threading.Thread(target=_fit, args=(trainer, ended), daemon=True).start()
     _watch(units, ended, on_progress)
-    ended.result()
+    try:
+        ended.result()
+    except WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "_base_exc", failure)
+            if isinstance(cause, OSError):  # a full disk, say, which is to be told as such
+                raise cause from error
+        raise
 
 
 def _fit(trainer, ended: Future) -> None:

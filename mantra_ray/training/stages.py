@@ -32,6 +32,7 @@ CODE = (
 )
 
 ATTEMPTS = 3  # at a unit whose file another run deletes before it is read
+ROOM = 2**16  # bytes that must be free when training starts
 ASSEMBLY = "programs, traits and manifold"
 
 
@@ -170,6 +171,11 @@ def _train_missing(
     for unit in missing:
         unit.path.unlink(missing_ok=True)  # a damaged file would count as done
     artifacts.mkdir(parents=True, exist_ok=True)
+    room = unfinished(artifacts / "room")
+    try:
+        room.write_bytes(bytes(ROOM))  # Train would wait for ever where it cannot write its state
+    finally:
+        room.unlink(missing_ok=True)
     storage = unfinished(artifacts / "ray")
     storage.mkdir(exist_ok=True)
     try:
