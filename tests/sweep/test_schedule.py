@@ -212,20 +212,23 @@ def test_a_population_takes_over_states_and_keeps_identities(session, planted, t
     arms = [{"nexus.learning_rate": rate, "nexus.epochs": 10} for rate in rates]
     arms += [arm | {"nexus.regret_gamma": 0.0} for arm in arms[::3]]
     specs = [spec(kind="baselines")] + [spec(**arm) for arm in arms]
-    trials, curves = fit("pbt", specs, fold, tmp_path)
+    for attempt in range(3):  # who is compared with whom depends on timing
+        trials, curves = fit("pbt", specs, fold, tmp_path / str(attempt))
+        roads = {row["trial"]: json.loads(row["knob_history"]) for row in trials}
+        if any(roads.values()):
+            break
     assert {row["trial"] for row in trials} == {one.id for one in specs if one.kind == "nexus"}
     by_id = {one.id: one for one in specs}
-    steps = 0
     for row in trials:
         assert row["status"] == "done" and len(gains(curves, row["trial"])) == 11
         own = by_id[row["trial"]].config.nexus
         assert row["nexus.learning_rate"] == own.learning_rate
-        for step in json.loads(row["knob_history"]):
-            steps += 1
+        road = roads[row["trial"]]  # of its weights: earlier steps may have been another's
+        assert not road or road[-1]["from"] != row["trial"]
+        for step in road:
             other = by_id[step["from"]].config.nexus
-            assert step["from"] != row["trial"] and other.regret_gamma == own.regret_gamma
+            assert other.regret_gamma == own.regret_gamma
             assert RATE.range[0] <= step["nexus.learning_rate"] <= RATE.range[1] and step["passes"] >= GRACE
-    assert steps
-    first = next(row for row in trials if row["trial"] == specs[1].id)
-    taken = gains(curves, json.loads(first["knob_history"])[-1]["from"])
-    assert gains(curves, first["trial"])[1:3] == taken[1:3] != [taken[0]] * 2  # the curves are those of its weights
+        if road and not roads[road[-1]["from"]]:  # the curves are those of its weights
+            assert gains(curves, row["trial"])[1:3] == gains(curves, road[-1]["from"])[1:3]
+    assert any(roads.values())
