@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,10 +123,7 @@ def _run(
         trials, moment = time.perf_counter(), time.time()
         display.begin(count)
         watcher = Watcher(display, Store(root / "results"))
-        try:
-            tune_trials(batches, bench, watcher, run, rule)
-        except OSError as error:
-            watcher.unwritten = str(error)
+        tune_trials(batches, bench, watcher, run, rule)
         ended = time.perf_counter()
     if watcher.unwritten:
         problem = f"rows could not be written ({watcher.unwritten}); make room and give the same command again"
@@ -147,9 +144,8 @@ def sweep_root(options: Options, spec: SweepSpec) -> Path:
     return Path(options.out).resolve() / spec.name
 
 
-def before_trials(folds: Iterable[Fold], work: Work, spec: SweepSpec, options: Options, display: Display) -> None:
+def before_trials(folds: Collection[Fold], work: Work, spec: SweepSpec, options: Options, display: Display) -> None:
     """Say what the comparisons can find; InputError for a fold whose training rows share something with others."""
-    folds = list(folds)
     for fold in folds:
         for alarm in leaks(fold):
             raise InputError(spec.base.data.data, "split", fold.meta["kind"], str(alarm))

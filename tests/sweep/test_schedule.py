@@ -230,5 +230,6 @@ def test_a_population_takes_over_states_and_keeps_identities(session, planted, t
             assert other.regret_gamma == own.regret_gamma
             assert RATE.range[0] <= step["nexus.learning_rate"] <= RATE.range[1] and step["passes"] >= GRACE
         if road and not roads[road[-1]["from"]]:  # the curves are those of its weights
-            assert gains(curves, row["trial"])[1:3] == gains(curves, road[-1]["from"])[1:3]
+            taken = gains(curves, road[-1]["from"])
+            assert gains(curves, row["trial"])[1:3] == taken[1:3] != [taken[0]] * 2
     assert any(roads.values())
