@@ -18,6 +18,7 @@ from mantra_ray.sweep.schema import SCHEMAS
 
 Begin = Literal["nothing", "stages", "whole"]
 TWO = ("--seeds", "1", "--splits", "seen", "--workers-per-trial", "2")  # few trials: each starts its own workers
+SEARCH = ("--search", "tpe", "--num-trials", "3", "--batch-configs", "1", "--confirm", "1")  # each needs the one before
 TIMEOUT = "20"  # seconds, of a trial that hangs
 
 
@@ -31,6 +32,7 @@ class Fault:
     begin: Begin = "nothing"  # what of an undisturbed run lies in the folder before
     options: tuple[str, ...] = ()
     kind: str = "none"  # of misbehaviour
+    prunes: bool = False  # whether trials may be stopped early, which depends on timing
 
 
 def nothing(scene: Scene) -> bool:
@@ -48,11 +50,27 @@ def kill_driver(scene: Scene) -> bool:
     return hit
 
 
+def kill_pruning(scene: Scene) -> bool:
+    """As `kill_driver`, while successive halving stops trials."""
+    scene.options += ("--scheduler", "asha")
+    return kill_driver(scene)
+
+
 def interrupt(scene: Scene) -> bool:
     """SIGINT of the command's process group, as Ctrl-C sends it, once it has begun to talk."""
+    length = scene.usual["seconds"] - scene.usual["silent"]
+    return press_ctrl_c(scene, lambda: "Sweep" in scene.told(), length)
+
+
+def interrupt_trials(scene: Scene) -> bool:
+    """The same while trials run."""
+    return press_ctrl_c(scene, lambda: scene.working(TRIAL), scene.usual["trials"])
+
+
+def press_ctrl_c(scene: Scene, ready: Callable[[], object], length: float) -> bool:
+    """SIGINT at the scene's moment of the `length` seconds after `ready()`."""
     process = scene.start()
-    length = scene.moment * (scene.usual["seconds"] - scene.usual["silent"])
-    if not scene.until(process, lambda: "Sweep" in scene.told(), length):
+    if not scene.until(process, ready, scene.moment * length):
         scene.wait(process)
         return False
     scene.phase = scene.where()
@@ -179,6 +197,8 @@ FAULTS = {
     "none": Fault(nothing, 1),
     "driver": Fault(kill_driver, 30),
     "driver-own-ray": Fault(kill_driver, 5, nodes=0),
+    "driver-search": Fault(kill_driver, 5, begin="stages", options=SEARCH),
+    "driver-asha": Fault(kill_pruning, 5, begin="stages", prunes=True),
     "actor": Fault(kill_worker(TRIAL, "trials"), 10, begin="stages"),
     "stage-worker": Fault(kill_worker(STAGE, "stages"), 5),
     "trial-worker": Fault(kill_worker(STAGE, "trials"), 5, begin="stages", options=TWO),
@@ -191,6 +211,7 @@ FAULTS = {
     "memory": Fault(misbehave, 1, begin="stages", kind="memory"),
     "outgrow": Fault(outgrow, 1, nodes=0, begin="stages", kind="outgrow"),
     "interrupt": Fault(interrupt, 5, nodes=0),
+    "interrupt-trials": Fault(interrupt_trials, 5, begin="stages"),
 }
 
 

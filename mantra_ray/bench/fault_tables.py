@@ -52,11 +52,18 @@ def exact(value: Any) -> Hashable:
     return value.hex() if isinstance(value, float) else value
 
 
-def compare(results: Path, expected: Path) -> Difference:
-    """Hold the four tables under `results` against those under `expected`."""
+def compare(results: Path, expected: Path, prunes: bool = False) -> Difference:
+    """Hold the four tables under `results` against those under `expected`.
+
+    With `prunes`, trials may have been stopped early: each must have its one row that says so, and nothing but the
+    curves up to there.
+    """
     found = Difference()
+    ends = pruned_epochs(results) if prunes else {}
     for table in SCHEMAS:
         wanted, got = rows_of(expected, table), rows_of(results, table)
+        if ends:
+            wanted = as_pruned(wanted, got, table, ends)
         for key in wanted.keys() | got.keys():
             want, have = wanted.get(key, Counter()), got.get(key, Counter())
             surplus = have.total() - want.total()
@@ -68,6 +75,23 @@ def compare(results: Path, expected: Path) -> Difference:
                 told = {name: value for row in have for name, value in set(row) - set(next(iter(want), ()))}
                 found.examples.append(f"{table} {key}: {lost} lost, {doubled} doubled, {wrong} wrong {told}"[:400])
     return found
+
+
+def pruned_epochs(results: Path) -> dict[str, int]:
+    """The epoch at which each pruned trial was stopped."""
+    read = Store(results).read("trials").to_pylist()
+    return {row["trial"]: row["pruned_epoch"] for row in read if row["status"] == "pruned"}
+
+
+def as_pruned(wanted: Rows, got: Rows, table: str, ends: dict[str, int]) -> Rows:
+    """The wanted rows as they must be where the trials in `ends` were stopped at these epochs."""
+    kept = {key: rows for key, rows in wanted.items() if key[0] not in ends}
+    stopped = {key: rows for key, rows in wanted.items() if key[0] in ends}
+    if table == "trials":  # what the row says besides depends on the moment
+        kept |= {key: Counter(list(got.get(key, rows))[:1]) for key, rows in stopped.items()}
+    elif table == "curves":
+        kept |= {key: rows for key, rows in stopped.items() if key[1] <= ends[key[0]]}
+    return kept
 
 
 def files_of(root: Path) -> Counter:

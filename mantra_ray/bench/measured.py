@@ -1,4 +1,4 @@
-"""A measured row of `mantra bench gpu` and `cpu`: how fast, beside the floor that the card sets, and whether it is right."""
+"""Rows of `mantra bench gpu` and `cpu`: how fast, beside the floor that the device sets, and whether it is right."""
 
 from __future__ import annotations
 

@@ -77,6 +77,25 @@ def test_rows_lost_doubled_and_wrong_are_counted(sweep):
     assert differences(one, sweep("whole")) == (3, 0, 0)
 
 
+def test_a_trial_that_was_stopped_early_must_say_so_and_leave_nothing_but_its_curves(sweep, tmp_path):
+    curves = [{"epoch": epoch, "metric": "loss", "value": epoch / 3} for epoch in range(3)]
+    whole, pruned = sweep("whole", curves=curves), tmp_path / "pruned"
+    for last, tables, wrong in (
+        (1, {"curves": curves[:2]}, (0, 0, 0)),
+        (1, {"curves": curves[:1]}, (1, 0, 0)),
+        (1, {"curves": curves}, (0, 0, 1)),
+        (1, {"curves": curves[:2], "scores": outcome().scores}, (0, 0, 2)),
+    ):
+        sweep("pruned")
+        row = {"status": "pruned", "pruned_epoch": last}
+        Store(pruned / "results").write(SPECS[0], row, **tables)
+        found = compare(pruned / "results", whole / "results", prunes=True)
+        assert (found.lost, found.doubled, found.wrong) == wrong, last
+        assert differences(pruned, whole) != (0, 0, 0)
+    (pruned / "results" / "trials" / f"{SPECS[1].id}.parquet").unlink()
+    assert compare(pruned / "results", whole / "results", prunes=True).lost == 1
+
+
 def test_files_left_over_are_found(sweep):
     one, other = sweep("one"), sweep("other")
     for root, stamp in ((one, "1"), (other, "2")):
