@@ -29,7 +29,7 @@ from mantra_ray.sweep.population import history
 from mantra_ray.sweep.schedule import attach
 from mantra_ray.sweep.spec import Scheduler, TrialSpec
 from mantra_ray.sweep.store import Store
-from mantra_ray.sweep.tensorboard import TrialBoard
+from mantra_ray.sweep.tensorboard import FINAL, TrialBoard
 from mantra_ray.sweep.trial import TrialOutcome, run_trial
 from mantra_ray.training.distributed import RETRIES
 from mantra_ray.training.state import Keeper, OnEpoch
@@ -220,6 +220,5 @@ def validation_gain(outcome: TrialOutcome | None) -> float | None:
 
 def final_numbers(outcome: TrialOutcome) -> dict[str, float]:
     """What TensorBoard's HParams tab compares."""
-    shown = ("write_density", "occupancy", "load")
     numbers = {f"{part}_gain": value for part, value in gains(outcome).items()}
-    return numbers | {name: outcome.diagnostics[name] for name in shown if name in outcome.diagnostics}
+    return numbers | {name: outcome.diagnostics[name] for name in FINAL if name in outcome.diagnostics}
