@@ -5,6 +5,7 @@ Nothing of the test records enters but how many there are of which regulator.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,11 +157,17 @@ def of_differences(gained: np.ndarray, reference: np.ndarray, regulator: np.ndar
 
 
 def earlier_components(store: Store, split: str) -> list[Components]:
-    """Components of the differences on validation between finished configurations and the default (or the first)."""
+    """Components of the differences on validation between finished configurations and the default (or the first).
+
+    Of trials on several data or by several states of the code those of which most finished tell: the others may differ
+    from them for other reasons than their configurations.
+    """
     done = (ds.field("kind") == "nexus") & (ds.field("status") == "done") & (ds.field("split.kind") == split)
     by_configuration: dict[tuple, list[dict[str, Any]]] = {}
     names = [name for name in flatten(ExperimentConfig()) if name not in PAIRED]
-    for row in store.read("trials", where=done).to_pylist():
+    rows = store.read("trials", where=done).to_pylist()
+    origins = Counter(map(origin, rows))
+    for row in (row for row in rows if origin(row) == origins.most_common(1)[0][0]):
         by_configuration.setdefault(tuple(value(row, name) for name in names), []).append(row)
     if len(by_configuration) < 2:
         return []
@@ -173,6 +180,11 @@ def earlier_components(store: Store, split: str) -> list[Components]:
         if len(np.unique(mine["regulator"])) > 1 and gained.any():  # equal predictions tell nothing of others
             found.append(of_differences(gained, theirs["reference_error"], mine["regulator"], mine["seed"]))
     return found
+
+
+def origin(row: dict[str, Any]) -> tuple[Any, Any]:
+    """Data and code of a trial."""
+    return row.get("provenance.data_sha256"), row.get("provenance.code")
 
 
 def differs(name: str, setting: Any) -> bool:

@@ -13,6 +13,7 @@ from mantra_ray.sweep.spec import SweepSpec
 from mantra_ray.sweep.store import Store
 
 JUDGED = EvaluationConfig()
+LATER = {"provenance.code": "later"}
 
 
 def folds(planted, seeds, kind="seen"):
@@ -70,7 +71,10 @@ def test_earlier_trials_replace_the_stand_in(planted, tmp_path):
         columns = {"record": rows, "regulator": rows, "dose": rows / 100, "state": rows * 0}
         columns |= {"squared_error": 1 + moved, "reference_error": np.ones(regulators)}
         columns |= {"arm": np.full(regulators, "memory_on"), "part": np.full(regulators, "validation")}
-        store.write(trial, {"status": "done"}, [], columns)
+        origin = {"provenance.data_sha256": "data", "provenance.code": "code"}
+        store.write(trial, {"status": "done"} | origin, [], columns)
+        if trial.config.seed == 0:  # run again by later code, and not the others yet
+            store.write(dataclasses.replace(trial, code="later"), {"status": "done"} | origin | LATER, [], columns)
     (found,) = expected(some, JUDGED, 0.02, 0.8, store=store)
     assert found.assumption == EARLIER
     design = Design(1 / 20, 1 / 20, 1 / 20, 20)
