@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mantra_ray import __version__
 from mantra_ray.errors import InputError
+from mantra_ray.fields import replace
 from mantra_ray.sweep.options import Options, parse
 from mantra_ray.sweep.runner import run_sweep
 from mantra_ray.sweep.spec import SweepSpec
@@ -20,19 +22,34 @@ USAGE = """usage: mantra COMMAND [options]   (mantra COMMAND --help tells more)
   sweep RECIPE.py     run a sweep
   status runs/SWEEP   how far it is, and what failed
   results runs/SWEEP  print its tables again, or any rows of them, also as CSV or Parquet
+  report runs/SWEEP   write its conclusions, tables and figures as one page
   reproduce runs/SWEEP TRIAL   run one trial again from its row, and compare
   merge, compact      join the folders of two sweeps; make few files of many
   train               train one memory, and leave its checkpoint and diagnostics
   explain FOLDER      which records a trained memory recalls, and what each adds
+  predict FOLDER...   what perturbations do, by one or several trainings
   data                list, fetch, describe and import data sets
   programs            fit gene programs, or choose how many
   tokens build        records as tokens, with vocabulary and index
-  bench               measure: cells, coverage, faults, grn, recall, throughput, warming
+  bench               measure: cells, coverage, cpu, faults, gpu, grn, recall, throughput, warming
   --version"""
 # Commands by name, each a module with main(args); imported when called, since some are slow to import.
-NAMES = ("train", "explain", "data", "programs", "tokens", "status", "results", "reproduce", "merge", "compact")
+NAMES = (
+    "train",
+    "explain",
+    "predict",
+    "data",
+    "programs",
+    "tokens",
+    "status",
+    "results",
+    "report",
+    "reproduce",
+    "merge",
+    "compact",
+)
 COMMANDS = {name: f"mantra_ray.commands.{name}" for name in NAMES}
-MEASURED = ("cells", "coverage", "faults", "grn", "recall", "throughput", "warming")
+MEASURED = ("cells", "coverage", "cpu", "faults", "gpu", "grn", "recall", "throughput", "warming")
 BENCHES = {name: f"mantra_ray.bench.{name}" for name in MEASURED}
 
 Recipe = Callable[[Options], SweepSpec]
@@ -64,7 +81,15 @@ def run_recipe(recipe: Recipe, args: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         options = parse(args, recipe.__doc__ or "")
-        return run_sweep(recipe(options), options, console())
+        spec = recipe(options)
+        if not isinstance(spec, SweepSpec):
+            raise InputError(inspect.getfile(recipe), "recipe", type(spec).__name__, "must return a SweepSpec")
+        for arm in spec.arms:
+            try:
+                replace(spec.base, **arm)
+            except KeyError as error:
+                raise InputError(inspect.getfile(recipe), "arms", ", ".join(arm), error.args[0]) from error
+        return run_sweep(spec, options, console())
 
     return guarded(run)
 
@@ -77,7 +102,10 @@ def load_recipe(path: Path) -> Recipe:
     if module_spec is None:
         raise InputError(path, "recipe", path.name, "is no Python file")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise InputError(path, "recipe", error.text, f"line {error.lineno}: {error.msg}") from error
     if not callable(getattr(module, "recipe", None)):
         raise InputError(path, "recipe", None, "the file defines no function recipe(options)")
     return module.recipe

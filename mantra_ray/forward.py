@@ -10,6 +10,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -92,6 +93,20 @@ class Fold:
         return Fold(**fields)
 
 
+class Base(Protocol):
+    """What the cascade reads of a `Fold`, for rows that need not be observed."""
+
+    state: np.ndarray
+    base_program: np.ndarray
+    base_expression: np.ndarray | None
+    smooth_expression: np.ndarray | None
+    lift: np.ndarray
+    lift_expression: np.ndarray | None
+    loadings: np.ndarray | None
+    trait_weights: np.ndarray
+    descent: dict[str, np.ndarray] | None
+
+
 @dataclass(frozen=True)
 class Prediction:
     """Predicted changes of some rows: expression [n, G] or None, programs [n, K] (None in an arm on traits alone),
@@ -103,7 +118,7 @@ class Prediction:
 
 
 def predict(
-    fold: Fold, rows: np.ndarray, correction: np.ndarray | None = None, expression: np.ndarray | None = None
+    fold: Base, rows: np.ndarray, correction: np.ndarray | None = None, expression: np.ndarray | None = None
 ) -> Prediction:
     """Apply the cascade to `rows`, with a correction [n, K] in program space before the manifold.
 
@@ -126,7 +141,7 @@ def predict(
 
 
 def _descend(
-    fold: Fold, rows: np.ndarray, correction: np.ndarray | None, expression: np.ndarray | None
+    fold: Base, rows: np.ndarray, correction: np.ndarray | None, expression: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Programs and expression of base and change, projected together; records without a change keep the base."""
     added = np.zeros((len(rows), len(fold.loadings)), np.float32) if expression is None else expression

@@ -18,9 +18,10 @@ from mantra_ray import terminal
 from mantra_ray.errors import InputError
 from mantra_ray.files import atomic
 from mantra_ray.nexus.cam import EMPTY
+from mantra_ray.nexus.reader import NOBODY
 from mantra_ray.provenance import code_version
 from mantra_ray.sweep.options import check_writable, shown
-from mantra_ray.training.checkpoint import CODE, Checkpoint, load
+from mantra_ray.training.checkpoint import CODE, Checkpoint, load_folder
 from mantra_ray.training.explanation import Explanation, Query, ask, explain, training_records
 
 SYMBOLS = {"gene": "ΔE", "program": "ΔP", "trait": "ΔT"}
@@ -62,7 +63,7 @@ def main(args: Sequence[str]) -> int:
     """Run `mantra explain ARGS`; returns the exit code."""
     options = tyro.cli(ExplainOptions, args=list(args), prog="mantra explain")
     options.check()
-    checkpoint = load(Path(options.folder) / "model.pt")
+    checkpoint = load_folder(Path(options.folder))
     query = ask(checkpoint, options.regulator, options.dose, options.state)
     explanation = explain(checkpoint, query, options.hide_own)
     if options.out:
@@ -80,6 +81,20 @@ def main(args: Sequence[str]) -> int:
 
 def describe(checkpoint: Checkpoint, explanation: Explanation) -> list[str]:
     """What stands above the tables: what was asked, where it was looked for, and what to bear in mind."""
+    query, lines = explanation.query, recalled(checkpoint, explanation)
+    if query.stand_in != NOBODY and any(reader.transport.item() for reader in checkpoint.model.readers):
+        lines.append(f"  {base_note(checkpoint, query)}")
+    if checkpoint.config.nexus.correction == "recursive":
+        lines.append("  What is recalled enters the layers of the GNN, which transform it: the sums below go in.")
+    if checkpoint.config.manifold.energy:
+        lines.append("  The sums leave out the descent on the energy, which is not linear in what is recalled.")
+    if checkpoint.code != code_version(*CODE):
+        lines.append("  The checkpoint was written by another version of the code.")
+    return lines
+
+
+def recalled(checkpoint: Checkpoint, explanation: Explanation) -> list[str]:
+    """What was asked, and what each manifold holds of it."""
     query, names, correction = explanation.query, checkpoint.names, explanation.correction
     who, name = query.regulator, names["regulator"][query.regulator]
     own, of_class = training_records(checkpoint, who), int(checkpoint.regulator_class[who])
@@ -97,14 +112,6 @@ def describe(checkpoint: Checkpoint, explanation: Explanation) -> list[str]:
         )
     if not len(explanation.slots.record):
         lines.append("  Nothing was recalled: the correction is exactly 0, and the prediction is that of the GNN.")
-    if any(reader.transport.item() for reader in checkpoint.model.readers):
-        lines.append(f"  {base_note(checkpoint, query)}")
-    if checkpoint.config.nexus.correction == "recursive":
-        lines.append("  What is recalled enters the layers of the GNN, which transform it: the sums below go in.")
-    if checkpoint.config.manifold.energy:
-        lines.append("  The sums leave out the descent on the energy, which is not linear in what is recalled.")
-    if checkpoint.code != code_version(*CODE):
-        lines.append("  The checkpoint was written by another version of the code.")
     return lines
 
 
@@ -123,32 +130,37 @@ def base_note(checkpoint: Checkpoint, query: Query) -> str:
 
 def tables(checkpoint: Checkpoint, explanation: Explanation, top: int) -> list[Table]:
     """The records recalled, by size of what they add, and the largest sums with the records behind them."""
-    slots, added, names = explanation.slots, explanation.added, checkpoint.names
-    if not len(slots.record):
+    if not len(explanation.slots.record):
         return []
+    found, record = [recalled_table(checkpoint, explanation, top)], explanation.slots.record.numpy()
+    for kind, parts in explanation.added.items():
+        if parts.shape[1]:
+            found.append(_sums(kind, checkpoint.names[kind], parts, record, top))
+    return found
+
+
+def recalled_table(checkpoint: Checkpoint, explanation: Explanation, top: int) -> Table:
+    """The `top` records recalled, by size of what they add."""
+    slots, added, names = explanation.slots, explanation.added, checkpoint.names
     size = np.linalg.norm(explanation.slots.value.numpy(), axis=1) * checkpoint.scale
     order = np.argsort(-size, kind="stable")
     unit = SYMBOLS[next(iter(added))]
     headings = ["record", "regulator", "dose", "state", "manifold", "read", "weight", "similarity", f"|{unit}|"]
     title = f"recalled: {len(order)} slots" + (f", the largest {top}" if len(order) > top else "")
-    table = _table(title, headings)
+    table = plain_table(title, headings)
     for i in order[:top].tolist():
         who, where = names["regulator"][int(slots.token[i])], names["state"][int(slots.state[i])]
         route, how = checkpoint.model.routes[int(slots.manifold[i])].name, "hard" if slots.hard[i] else "soft"
         numbers = (f"{float(value):.3f}" for value in (slots.weight[i], slots.similarity[i]))
         dose = f"{float(slots.dose[i]):g}"
         table.add_row(str(int(slots.record[i])), who, dose, where, route, how, *numbers, f"{size[i]:.4g}")
-    found = [table]
-    for kind, parts in added.items():
-        if parts.shape[1]:
-            found.append(_sums(kind, names[kind], parts, slots.record.numpy(), top))
-    return found
+    return table
 
 
 def _sums(kind: str, names: Sequence[str], parts: np.ndarray, record: np.ndarray, top: int) -> Table:
     """The `top` largest sums over slots of parts [C, ·], each with the records that add most to it."""
     total = parts.sum(0)
-    table = _table(f"added to {SYMBOLS[kind]}, the largest of {len(total)}", [kind, "sum", "of which by record"])
+    table = plain_table(f"added to {SYMBOLS[kind]}, the largest of {len(total)}", [kind, "sum", "of which by record"])
     for i in np.argsort(-np.abs(total), kind="stable")[:top].tolist():
         most = np.argsort(-np.abs(parts[:, i]), kind="stable")[:NAMED]
         behind = ", ".join(f"{record[j]}: {parts[j, i]:+.4g}" for j in most)
@@ -156,7 +168,8 @@ def _sums(kind: str, names: Sequence[str], parts: np.ndarray, record: np.ndarray
     return table
 
 
-def _table(title: str, headings: Sequence[str]) -> Table:
+def plain_table(title: str, headings: Sequence[str]) -> Table:
+    """An empty table without a frame; names stand to the left, numbers to the right."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for heading in headings:
         left = heading in ("regulator", "state", "manifold", "read", "gene", "program", "trait", "of which by record")

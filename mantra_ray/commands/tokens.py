@@ -27,6 +27,7 @@ from mantra_ray.config import ExperimentConfig, SplitKind
 from mantra_ray.data.catalog import load_screen
 from mantra_ray.data.screen import Screen
 from mantra_ray.data.splits import Split, make_split
+from mantra_ray.data.tables import read_npy
 from mantra_ray.errors import InputError
 from mantra_ray.fields import replace
 from mantra_ray.nexus.tokens import Vocabulary
@@ -127,13 +128,8 @@ def read_states(options: TokenOptions, screen: Screen, train: np.ndarray) -> tup
         return data.state, data.state_names
     if options.states == "none":
         return np.zeros(len(data), np.int64), ("any",)
-    try:
-        embedding = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(
-            path, "--control-embedding", type(error).__name__, f"cannot be read as .npy: {error}"
-        ) from error
-    shape = getattr(embedding, "shape", ())
+    embedding = read_npy(Path(path), "--control-embedding")
+    shape = embedding.shape
     if len(shape) != 2 or shape[0] != len(data) or not shape[1] or embedding.dtype.kind not in "iuf":
         raise InputError(path, "--control-embedding", shape, f"a numeric matrix [{len(data)}, d] is wanted")
     for row in np.flatnonzero(~np.isfinite(embedding).all(1))[:1]:

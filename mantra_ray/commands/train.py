@@ -21,6 +21,7 @@ from rich.console import Console
 from mantra_ray import terminal
 from mantra_ray.config import ExperimentConfig, SplitKind
 from mantra_ray.data.catalog import load_screen
+from mantra_ray.data.controls import with_controls
 from mantra_ray.data.screen import Screen
 from mantra_ray.data.splits import make_split
 from mantra_ray.errors import InputError
@@ -40,13 +41,13 @@ from mantra_ray.sweep.store import RECORDS, SCORES
 from mantra_ray.sweep.summary import CEILING, FLOOR, Arm
 from mantra_ray.sweep.tables import arm_table
 from mantra_ray.sweep.trial import memory_arms, run_trial
+from mantra_ray.training.checkpoint import NAME as CHECKPOINT  # put in place last: where it lies, everything lies
 from mantra_ray.training.checkpoint import save
 from mantra_ray.training.inputs import check_memory, make_inputs
 from mantra_ray.training.nexus import Trained
 from mantra_ray.training.recursive import train_memory
 from mantra_ray.training.stages import files, is_done, make_folds, stage_key
 
-CHECKPOINT = "model.pt"  # put in place last: where it lies, everything lies
 DIAGNOSTICS = pa.schema(
     [
         ("scope", pa.string()),  # epoch, final, manifold or bucket
@@ -128,7 +129,7 @@ def run(options: TrainOptions, console: Console) -> int:
     """Train, judge, write and print what the options describe; InputError for data that cannot be used."""
     out, experiment = Path(options.out), options.experiment(options.seed)
     with Bars(console, count_epochs(experiment)) as bars:
-        screen = load_screen(experiment.data)
+        screen = with_controls(load_screen(experiment.data), [experiment])
         for note in screen.notes:
             bars.say(f"Note: {note}")
         experiment = replace(experiment, **{"split.kind": options.split or screen.splits[0]})
@@ -142,7 +143,7 @@ def run(options: TrainOptions, console: Console) -> int:
         bars.say("Judging")
         predictions, trained.diagnostics = memory_arms(fold, trained, options.seed)
         tables = judge(fold, path.parent, predictions, experiment, screen.sha256)
-    write(out, trained, fold, experiment, screen, tables)
+    write(out, trained, fold, path.parent, experiment, screen, tables)
     report(tables, trained, fold, experiment, out, console)
     return 0
 
@@ -219,12 +220,12 @@ def bucket_rows(trained: Trained, fold: Fold) -> list[dict[str, Any]]:
 
 
 def write(
-    out: Path, trained: Trained, fold: Fold, experiment: ExperimentConfig, screen: Screen, tables: Tables
+    out: Path, trained: Trained, fold: Fold, folder: Path, experiment: ExperimentConfig, screen: Screen, tables: Tables
 ) -> None:
     """Write model.pt, vocab.json, diagnostics.parquet, scores.parquet and records.parquet to the folder `out`.
 
-    Earlier files of these names are replaced, each whole or not at all; a checkpoint never lies beside files of
-    another run. The columns of scores and records are those of a sweep.
+    `folder` is that of the fold's file. Earlier files of these names are replaced, each whole or not at all; a
+    checkpoint never lies beside files of another run. The columns of scores and records are those of a sweep.
     """
     spec = TrialSpec("nexus", experiment, screen.sha256, code_version(*CODE))
     pairing = {"trial": spec.id, "kind": spec.kind, "seed": experiment.seed}
@@ -243,7 +244,7 @@ def write(
         pq.write_table(pa.Table.from_pylist(scores, SCORES), partial / "scores.parquet")
         pq.write_table(pa.table(columns).select(RECORDS.names).cast(RECORDS), partial / "records.parquet")
         names = sorted(path.name for path in partial.iterdir())
-        save(partial / CHECKPOINT, trained, fold, experiment, screen.class_names)
+        save(partial / CHECKPOINT, trained, fold, experiment, screen.class_names, folder)
         (out / CHECKPOINT).unlink(missing_ok=True)
         for name in (*names, CHECKPOINT):
             os.replace(partial / name, out / name)
@@ -276,7 +277,7 @@ def report(
         f"entropy {told['read_entropy']:.3f} nats. Weights of epoch {told['epoch']:.0f} of the last part."
     )
     say(f"Written to {out}: {CHECKPOINT}, vocab.json, diagnostics.parquet, scores.parquet, records.parquet")
-    say(f"  next: mantra explain {out} --regulator NAME --dose 0.8 --state NAME")
+    say(f"  next: mantra explain {out} --regulator NAME --dose 0.8 --state NAME, or mantra predict the same")
 
 
 def arms(tables: Tables) -> dict[str, dict[str, Arm]]:

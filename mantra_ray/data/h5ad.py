@@ -42,6 +42,9 @@ class H5ad:
             shape, self._dense = self._open_sparse(), False
         if len(shape) != 2:
             raise InputError(path, matrix, tuple(int(n) for n in shape), "is not a matrix")
+        kind = (self._matrix if self._dense else self._matrix["data"]).dtype
+        if kind.kind not in "buif":
+            raise InputError(path, matrix, str(kind), "is not a matrix of numbers")
         self.shape = (int(shape[0]), int(shape[1]))
         for annotation, size in ((handle["obs"], self.shape[0]), (self._var, self.shape[1])):
             found = len(self._index(annotation))
@@ -55,12 +58,12 @@ class H5ad:
             problem = "is stored by columns (CSC), which cannot be read by blocks of cells; save it as CSR (X.tocsr())"
             raise InputError(self.path, self._place, kind, problem)
         shape = attributes.get("shape", attributes.get("h5sparse_shape"))
-        if "csr" not in kind or shape is None or not {"data", "indices", "indptr"} <= set(group):
+        if "csr" not in kind or np.ndim(shape) != 1 or not {"data", "indices", "indptr"} <= set(group):
             raise InputError(self.path, self._place, kind, "is neither a dense nor a CSR matrix")
         ends = group["indptr"]
         whole = len(ends) == shape[0] + 1 and ends[0] == 0 and ends[-1] == len(group["data"]) == len(group["indices"])
         if not whole:
-            raise InputError(self.path, f"{self._place}/indptr", int(ends[-1]), "does not fit the stored entries")
+            raise InputError(self.path, f"{self._place}/indptr", len(ends), "does not fit rows and stored entries")
         return tuple(shape)
 
     @property
@@ -102,6 +105,15 @@ class H5ad:
         return values[codes]
 
     def _labels(self, annotation: h5py.Group | h5py.Dataset, column: str) -> tuple[np.ndarray, list[str]]:
+        codes, names = self._coded(annotation, column)
+        place, size = f"{annotation.name.strip('/')}/{column}", len(self._index(annotation))
+        if codes.shape != (size,):
+            raise InputError(self.path, place, codes.shape, f"{size} entries are wanted, one a row")
+        for row in np.flatnonzero(codes >= len(names))[:1]:
+            raise InputError(self.path, place, int(codes[row]), f"row {row} has a code of no category")
+        return np.where(np.isin(codes, [i for i, name in enumerate(names) if name in MISSING]), -1, codes), names
+
+    def _coded(self, annotation: h5py.Group | h5py.Dataset, column: str) -> tuple[np.ndarray, list[str]]:
         values = self._column(annotation, column)
         if isinstance(values, h5py.Group) and "categories" in values:
             codes, names = values["codes"][:].astype(np.int64), _strings(values["categories"][:])
@@ -111,7 +123,7 @@ class H5ad:
             nullable = isinstance(values, h5py.Group)
             found, codes = np.unique(_native(values["values"][:] if nullable else values[:]), return_inverse=True)
             codes, names = np.where(values["mask"][:] if nullable else False, -1, codes), _strings(found)
-        return np.where(np.isin(codes, [i for i, name in enumerate(names) if name in MISSING]), -1, codes), names
+        return codes, names
 
     def _column(self, annotation: h5py.Group | h5py.Dataset, column: str) -> h5py.Group | h5py.Dataset | _Field:
         known = _columns(annotation)
@@ -122,6 +134,8 @@ class H5ad:
 
     def _index(self, annotation: h5py.Group | h5py.Dataset) -> h5py.Dataset | _Field:
         if isinstance(annotation, h5py.Dataset):
+            if annotation.dtype.names is None or not annotation.shape:
+                raise InputError(self.path, annotation.name.strip("/"), str(annotation.dtype), "is no table")
             return _Field(annotation, annotation.dtype.names[0])
         name = _text(annotation.attrs.get("_index", "index"))
         if name not in annotation:

@@ -6,7 +6,6 @@ import io
 import pickle
 import re
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -107,7 +106,7 @@ def _read_cnmf(path: Path) -> tuple[tuple[str, ...], list[str], np.ndarray]:
     try:
         index, genes, values = _read_archive(path) if path.suffix == ".npz" else _read_rows(path)
         values = np.asarray(values, np.float64)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever the unpickler makes of what is not cnmf's
         raise InputError(path, "file", type(error).__name__, f"cannot be read as cnmf's spectra: {error}") from error
     if values.shape != (len(index), len(genes)) or not values.size:
         problem = f"{len(index)} programs and {len(genes)} genes are named"

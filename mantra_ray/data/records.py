@@ -140,7 +140,8 @@ def from_arrays(
     fields: dict[str, Any] = {}
     for name, value in arrays.items():
         if name in NAMES:
-            fields[name] = tuple(str(item) for item in np.asarray(value).ravel())
+            items = np.asarray(value).ravel()
+            fields[name] = tuple(i.decode(errors="replace") if isinstance(i, bytes) else str(i) for i in items)
         else:
             fields[name] = _numeric(np.asarray(value), name in ROWS, source, keys.get(name, name))
     for name in ("regulator", "dose"):
@@ -162,6 +163,8 @@ def _counted(stem: str, count: int) -> tuple[str, ...]:
 def _numeric(values: np.ndarray, integer: bool, source: object, key: str) -> np.ndarray:
     if values.dtype.kind not in "iufb":
         raise InputError(source, key, str(values.dtype), "is not numeric")
+    if not values.ndim:
+        raise InputError(source, key, values.item(), "has the wrong shape, an entry a record is wanted")
     if not integer:
         with np.errstate(over="ignore"):  # an overflow becomes infinite, which validation reports
             return values.astype(np.float32)

@@ -24,7 +24,10 @@ NPZ_KEYS = {
     "delta_trait": "deltaY_obs",
 }
 METADATA = b"mantra_ray"  # key of the names in the Parquet schema
-READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, pa.ArrowException)
+READ_ERRORS = (
+    *(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, pa.ArrowException),
+    *(MemoryError, RuntimeError),  # a header that promises too much; an archive that is encrypted
+)
 
 
 def read_records(path: str | Path) -> PerturbationData:
@@ -84,7 +87,8 @@ def read_parquet(path: str | Path) -> PerturbationData:
         raise
     except READ_ERRORS as error:
         raise InputError(path, "file", type(error).__name__, f"cannot be read as Parquet: {error}") from error
-    if not isinstance(names, dict) or not all(isinstance(value, list) for value in names.values()):
+    lists = isinstance(names, dict) and all(isinstance(value, list) for value in names.values())
+    if not lists or any(isinstance(item, list | dict) for value in names.values() for item in value):
         raise InputError(path, "metadata mantra_ray", names, "must map each kind of name to a list")
     return from_arrays(arrays | {name: names[name] for name in NAMES if name in names}, path)
 
@@ -127,7 +131,7 @@ def _column_to_numpy(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarr
     if not pa.types.is_fixed_size_list(array.type) and not pa.types.is_list(array.type):
         return array.to_numpy(zero_copy_only=False)
     values, lengths = array.flatten(), array.value_lengths().to_numpy(zero_copy_only=False)
-    for row in np.flatnonzero(lengths != lengths[0])[:1]:
+    for row in np.flatnonzero(lengths != lengths[:1])[:1]:
         raise InputError(path, name, int(lengths[row]), f"record {row}: has {lengths[row]} values, not {lengths[0]}")
     if values.null_count:
         place = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]

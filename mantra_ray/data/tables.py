@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,19 +114,27 @@ def some(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
+def read_npy(path: Path, field: str = "file") -> np.ndarray:
+    """The array of an .npy file, never a pickled one; InputError, which names the field, if there is none."""
+    if not path.is_file():
+        raise InputError(path, field, str(path), "there is no such file")
+    try:
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive")
+    except (OSError, EOFError, ValueError, MemoryError, zipfile.BadZipFile) as error:
+        raise InputError(path, field, type(error).__name__, f"cannot be read as .npy: {error}") from error
+    return array
+
+
 def read_matrix(path: Path, field: str, shape: str, genes: int, axis: int) -> np.ndarray:
     """A numeric matrix from an .npy file, with the data's genes in order along `axis`; `shape` names its axes.
 
     Raises InputError for a file that cannot be read, another shape, or values that are not finite.
     """
-    if not path.is_file():
-        raise InputError(path, "file", str(path), "there is no such file")
-    try:
-        matrix = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(path, "file", type(error).__name__, f"cannot be read as .npy: {error}") from error
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "iuf":
-        raise InputError(path, field, getattr(matrix, "shape", None), f"a numeric matrix {shape} is wanted")
+    matrix = read_npy(path)
+    if matrix.ndim != 2 or matrix.dtype.kind not in "iuf":
+        raise InputError(path, field, matrix.shape, f"a numeric matrix {shape} is wanted")
     if matrix.shape[axis] != genes or not matrix.shape[1 - axis]:
         wanted = ("rows", "columns")[axis]
         raise InputError(path, field, matrix.shape, f"{genes} {wanted} are wanted, one a gene of the data")

@@ -15,6 +15,7 @@ def sweep_folder(address: str) -> tuple[Place, Store, list[str]]:
     except ValueError as error:
         raise InputError("options", "FOLDER", address, str(error)) from error
     described = read_description(root)
-    if not isinstance(described, dict) or not isinstance(described.get("trials"), list):
-        raise InputError(root, "sweep.json", type(described).__name__, "does not list the trials of a sweep")
-    return root, Store(root / "results"), described["trials"]
+    trials = described.get("trials") if isinstance(described, dict) else None
+    if not isinstance(trials, list) or not all(isinstance(trial, str) for trial in trials):
+        raise InputError(root, "sweep.json", type(trials).__name__, "does not list the trials of a sweep")
+    return root, Store(root / "results"), trials

@@ -12,24 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mantra_ray.cascade.ridge import design
 from mantra_ray.config import ExperimentConfig
 from mantra_ray.errors import InputError
 from mantra_ray.fields import flatten, unflatten
 from mantra_ray.files import atomic
-from mantra_ray.forward import Fold
+from mantra_ray.forward import Base, Fold
 from mantra_ray.nexus.adapter import Memories, Nexus
 from mantra_ray.nexus.cam import EMPTY, PER_SLOT, Memory
 from mantra_ray.nexus.routing import Route
 from mantra_ray.nexus.tokens import Vocabulary
 from mantra_ray.provenance import code_version
+from mantra_ray.training.crossfit import ridge_models
 from mantra_ray.training.inputs import make_inputs
-from mantra_ray.training.networks import load_networks, read_tensors
+from mantra_ray.training.networks import Networks, load_networks, networks_file, read_tensors
 from mantra_ray.training.nexus import Trained
 from mantra_ray.training.recursive import RecursiveCascade, TrainedRecursion
 
-CODE = ("config", "nexus", "forward", "training")
+CODE = ("config", "cascade", "nexus", "forward", "training")
+FORMAT = 2  # of the file; raise it when what `save` stores changes its meaning
+NAME, VOCABULARY = "model.pt", "vocab.json"
 STATISTICS = ("mean", "variance", "count")
-CASCADE = ("lift", "trait_weights", "loadings")  # of a fold: what a correction comes to
+CASCADE = ("lift", "lift_expression", "trait_weights", "loadings")  # of a fold: what a correction comes to
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,10 @@ class Checkpoint:
     model: Nexus
     memories: Memories
     scale: float  # of values and corrections
-    records: dict[str, Tensor]  # regulator, dose, state [N], base [N, M] (in units of scale), train [N] bool
-    cascade: dict[str, Tensor]  # lift [K, K], trait_weights [K, T] and, of data with expression, loadings [G, K]
+    records: dict[str, Tensor]  # regulator, dose, state, cross_fit [N], base [N, M] (in units of scale), train [N] bool
+    # lift [K, K], trait_weights [K, T] and, of data with expression, loadings [G, K] and lift_expression [K, G]
+    cascade: dict[str, Tensor]
+    before: dict[str, Any]  # what predicts without the memory: see `_before`; empty where the fold had no networks
     recursion: dict[str, Tensor]  # weights of the recursion and its networks; none where the correction is added
     curves: list[dict]
     diagnostics: dict[str, float]
@@ -77,18 +83,41 @@ class Checkpoint:
         rest = self.model, self.memories, inputs, self.curves, self.diagnostics
         if not self.recursion:
             return Trained(*rest)
-        networks = load_networks(folder / fold.meta["networks"])
+        networks = load_networks(networks_file(folder, fold.meta))
+        return TrainedRecursion(*rest, self.recursive(fold, networks), networks)
+
+    def recursive(self, fold: Base, networks: Networks) -> RecursiveCascade:
+        """The trained recursion; the weights of `networks` become its own. InputError where shapes do not fit."""
         cascade = RecursiveCascade(fold, networks, self.model, self.scale)
         with torch.no_grad():
             for name, parameter in recursion_weights(cascade).items():
                 own = self.recursion[name]
                 self._check(f"shape of {name}", tuple(parameter.shape), tuple(own.shape))
                 parameter.copy_(own)
-        return TrainedRecursion(*rest, cascade.eval(), networks)
+        return cascade.eval()
 
-    def _check(self, field: str, of_fold: Any, own: Any) -> None:
-        if of_fold != own:
-            raise InputError(self.path, field, of_fold, f"does not fit the checkpoint, which has {own!r}")
+    def check_parts(self) -> None:
+        """InputError, naming the first that does not fit, unless names, vocabulary and arrays are of one training."""
+        vocabulary, cascade, names = self.model.vocabulary, self.cascade, self.names
+        counts = {
+            "regulator": {"vocabulary": vocabulary.regulators, "regulator_class": len(self.regulator_class)},
+            "program": {"vocabulary": vocabulary.programs, "lift": len(cascade["lift"])},
+            "trait": {"trait_weights": cascade["trait_weights"].shape[1]},
+            "gene": {"loadings": len(cascade["loadings"])} if "loadings" in cascade else {},
+            "state": {},
+        }
+        for network in self.before.get("networks", ()):
+            counts["gene"]["networks"] = network["inputs"]["genes"]
+            counts["state"]["networks"] = network["inputs"]["states"]
+            counts["regulator"]["networks"] = len(network["inputs"]["regulator_node"])
+        for kind, parts in counts.items():
+            for part, count in parts.items():
+                self._check(f"number of names, {kind}", count, len(names[kind]), f"the part {part}")
+
+    def _check(self, field: str, other: Any, own: Any, whose: str = "") -> None:
+        if other != own:
+            problem = f"{whose} does not fit the checkpoint, which has {own!r}".lstrip()
+            raise InputError(self.path, field, other, problem)
 
 
 def recursion_weights(cascade: RecursiveCascade) -> dict[str, Tensor]:
@@ -96,11 +125,22 @@ def recursion_weights(cascade: RecursiveCascade) -> dict[str, Tensor]:
     return {name: one for name, one in cascade.named_parameters() if not name.startswith("nexus.")}
 
 
-def save(path: Path, trained: Trained, fold: Fold, config: ExperimentConfig, class_names: Sequence[str] = ()) -> None:
-    """Write a checkpoint atomically: plain tensors, numbers and text, which `torch.load(weights_only=True)` reads."""
+def save(
+    path: Path,
+    trained: Trained,
+    fold: Fold,
+    config: ExperimentConfig,
+    class_names: Sequence[str] = (),
+    folder: Path | None = None,
+) -> None:
+    """Write a checkpoint atomically: plain tensors, numbers and text, which `torch.load(weights_only=True)` reads.
+
+    With `folder`, where the fold's file and its networks lie, it can predict for any regulator, dose and state.
+    """
     model, records = trained.model, trained.inputs.records
     recursive = isinstance(trained, TrainedRecursion)
     stored = {
+        "format": FORMAT,
         "config": flatten(config),
         "code": code_version(*CODE),
         "data_sha256": fold.meta.get("data", ""),
@@ -113,11 +153,12 @@ def save(path: Path, trained: Trained, fold: Fold, config: ExperimentConfig, cla
         "memories": [_filled(memory) for memory in trained.memories],
         "scale": trained.inputs.scale,
         "records": {
-            **{name: torch.tensor(getattr(fold, name)) for name in ("regulator", "dose", "state")},
+            **{name: torch.tensor(getattr(fold, name)) for name in ("regulator", "dose", "state", "cross_fit")},
             "base": records.base,
             "train": torch.tensor(np.isin(np.arange(len(records)), fold.train)),
         },
         "cascade": {name: torch.tensor(getattr(fold, name)) for name in CASCADE if getattr(fold, name) is not None},
+        "before": {} if folder is None else _before(fold, folder, config.grn.folds),
         "recursion": recursion_weights(trained.cascade) if recursive else {},
         "curves": trained.curves,
         "diagnostics": trained.diagnostics,
@@ -132,6 +173,8 @@ def load(path: Path) -> Checkpoint:
         raise InputError(path, "checkpoint", path.name, "is not there: mantra train writes it")
     try:
         stored = read_tensors(path)
+        if (found := stored.pop("format", None)) != FORMAT:
+            raise InputError(path, "format", found, f"this version reads format {FORMAT}: train it again")
         config = unflatten(ExperimentConfig, stored.pop("config"))
         vocabulary = Vocabulary(**stored.pop("vocabulary"))
         routes = tuple(Route(**route) for route in stored.pop("routes"))
@@ -140,9 +183,44 @@ def load(path: Path) -> Checkpoint:
         model.load_state_dict(stored.pop("weights"))
         pairs = zip(model.empty_memory(), stored.pop("memories"), strict=True)
         memories = tuple(_fill(memory, **filled) for memory, filled in pairs)
-        return Checkpoint(path=path, config=config, model=model, memories=memories, **stored)
+        checkpoint = Checkpoint(path=path, config=config, model=model, memories=memories, **stored)
+        checkpoint.check_parts()
+        return checkpoint
+    except InputError:
+        raise
     except Exception as error:  # whatever the unpickler or torch makes of what is not ours
         raise InputError(path, "checkpoint", type(error).__name__, f"cannot be read: {error}") from error
+
+
+def load_folder(folder: Path) -> Checkpoint:
+    """The checkpoint of a folder that `mantra train` wrote; InputError also if another vocabulary lies beside it."""
+    checkpoint, path = load(folder / NAME), folder / VOCABULARY
+    if path.exists():
+        try:
+            beside = Vocabulary.load(path)
+        except (OSError, ValueError) as error:
+            raise InputError(path, "vocabulary", type(error).__name__, f"cannot be read: {error}") from error
+        if beside != checkpoint.model.vocabulary:
+            raise InputError(path, "vocabulary", beside.size, f"is not that of {NAME} ({checkpoint.model.vocabulary})")
+    return checkpoint
+
+
+def _before(fold: Fold, folder: Path, folds: int) -> dict[str, Any]:
+    """What lies before the memory, to predict records that the fold does not hold.
+
+    The fold's networks with the manifold's graph, and the energy's arrays where predictions descend it; without
+    expression the mean of the cross-fitted ridges (a committee of linear models is one). `calibration` scales either.
+    """
+    before: dict[str, Any] = {"calibration": float(fold.meta["calibration"])}
+    if fold.delta_expression is not None:
+        before |= read_tensors(networks_file(folder, fold.meta))
+        descent = fold.descent or {}
+        return before | {"descent": {name: torch.tensor(array) for name, array in descent.items()}}
+    regulators, states = len(fold.names["regulator"]), len(fold.names["state"])
+    features = design(fold.regulator, fold.dose, fold.state, regulators, states)
+    models = ridge_models(features, fold.delta_program, fold.cross_fit, folds)
+    weights = {"coefficients": [model.coef_ for model in models], "intercept": [model.intercept_ for model in models]}
+    return before | {name: torch.tensor(np.mean(parts, 0, np.float64)) for name, parts in weights.items()}
 
 
 def _filled(memory: Memory) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from sklearn.linear_model import Ridge
 
 from mantra_ray.cascade.ridge import design, fit_ridge
 from mantra_ray.data.records import PerturbationData
@@ -45,8 +46,11 @@ def calibration_slope(observed: np.ndarray, predicted: np.ndarray, cluster: np.n
 def ridge_base(data: PerturbationData, cross_fit: np.ndarray, folds: int) -> np.ndarray:
     """Cross-fitted ridge predictions of program changes [N, K], for data without expression."""
     features = design(data.regulator, data.dose, data.state, len(data.regulator_names), len(data.state_names))
-    per_fold = []
-    for fold in range(folds):
-        rows = np.flatnonzero((cross_fit >= 0) & (cross_fit != fold))
-        per_fold.append(fit_ridge(features[rows], data.delta_program[rows]).predict(features))
-    return out_of_fold(per_fold, cross_fit)
+    models = ridge_models(features, data.delta_program, cross_fit, folds)
+    return out_of_fold([model.predict(features) for model in models], cross_fit)
+
+
+def ridge_models(features: np.ndarray, program: np.ndarray, cross_fit: np.ndarray, folds: int) -> list[Ridge]:
+    """A ridge from features [N, F] to program changes [N, K] for each fold, on the training rows outside of it."""
+    outside = (np.flatnonzero((cross_fit >= 0) & (cross_fit != fold)) for fold in range(folds))
+    return [fit_ridge(features[rows], program[rows]) for rows in outside]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from mantra_ray.training.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked, by number, and the record of the data whose base prediction stands in."""
+    """What is asked, by number, and the record of the data whose base prediction stands in (NOBODY: it has its own)."""
 
     regulator: int
     dose: float
@@ -44,30 +45,43 @@ def ask(checkpoint: Checkpoint, regulator: str, dose: float, state: str = "") ->
     Its base prediction is that of the record with the same regulator and state and the nearest dose; where there is
     none, of the same regulator, then of the same state. Raises InputError for names that the data does not have.
     """
-    states = checkpoint.names["state"]
-    state = state or (states[0] if len(states) == 1 else "")
-    who, where = number(checkpoint, "regulator", regulator), number(checkpoint, "state", state)
-    records, vocabulary = checkpoint.records, checkpoint.model.vocabulary
-    if where >= vocabulary.states:
-        raise InputError(checkpoint.path, "--state", state, "no record of the data is in this state")
-    level = np.float32(dose)
+    who, where = number(checkpoint, "regulator", regulator), state_number(checkpoint, state)
+    records, level = checkpoint.records, np.float32(dose)
     distance = (records["dose"] - float(level)).abs(), records["state"] != where, records["regulator"] != who
     nearest = int(np.lexsort([column.numpy() for column in distance])[0])
-    one = torch.tensor([who]), checkpoint.regulator_class[[who]], torch.tensor([nearest])
-    base = records["base"][[nearest]]
-    query = Records(
-        header=torch.tensor(vocabulary.header(np.array([who]), np.array([level]), np.array([where]))),
-        content=torch.zeros(1, 0, dtype=torch.int64),
-        dose=torch.tensor([level]),
+    one = (np.array([value]) for value in (who, level, where))
+    query = asked_records(checkpoint, *one, records["base"][[nearest]], torch.tensor([nearest]))
+    return Query(who, float(level), where, nearest, query)
+
+
+def asked_records(
+    checkpoint: Checkpoint,
+    regulator: np.ndarray,
+    dose: np.ndarray,
+    state: np.ndarray,
+    base: Tensor,
+    drawn: Tensor | None = None,
+) -> Records:
+    """Queries [n] as the model takes them, by number, with base predictions [n, M] in units of `checkpoint.scale`.
+
+    They are records of nobody, so that nothing is hidden from them. `drawn` [n] are the records whose buckets they
+    take where buckets are drawn by record.
+    """
+    records, who = checkpoint.records, torch.as_tensor(regulator)
+    nobody = torch.full((len(who),), NOBODY)
+    place = who, checkpoint.regulator_class[who], nobody if drawn is None else drawn
+    return Records(
+        header=torch.as_tensor(checkpoint.model.vocabulary.header(regulator, dose, state)),
+        content=torch.zeros(len(who), 0, dtype=torch.int64),
+        dose=torch.as_tensor(dose, dtype=torch.float32),
         base=base,
         residual=torch.zeros_like(base),
-        noise=torch.zeros(1),
-        bucket=torch.stack([route.bucket(*one) for route in checkpoint.model.routes], dim=1),
-        state=torch.tensor([where]),
-        record=torch.tensor([NOBODY]),
-        known=torch.tensor([training_records(checkpoint, who) > 0]),
+        noise=torch.zeros(len(who)),
+        bucket=torch.stack([route.bucket(*place) for route in checkpoint.model.routes], dim=1),
+        state=torch.as_tensor(state),
+        record=nobody,
+        known=torch.isin(who, records["regulator"][records["train"]]),
     )
-    return Query(who, float(level), where, nearest, query)
 
 
 def training_records(checkpoint: Checkpoint, regulator: int) -> int:
@@ -76,9 +90,9 @@ def training_records(checkpoint: Checkpoint, regulator: int) -> int:
     return int(((records["regulator"] == regulator) & records["train"]).sum())
 
 
-def number(checkpoint: Checkpoint, kind: str, name: str) -> int:
-    """The number of a regulator or state; InputError, with names that come close, if there is none."""
-    names = checkpoint.names[kind]
+def number(checkpoint: Checkpoint, kind: str, name: str, more: Sequence[str] = ()) -> int:
+    """The number of a regulator or state, `more` names counted on; InputError, with close names, if there is none."""
+    names = [*checkpoint.names[kind], *more]
     if name in names:
         return names.index(name)
     lower = {own.lower(): own for own in reversed(names)}
@@ -86,6 +100,16 @@ def number(checkpoint: Checkpoint, kind: str, name: str) -> int:
     hint = f"did you mean {' or '.join(close)}?" if close else f"names are {', '.join(names[:5])}"
     problem = f"the data has no such {kind}; {hint}" if name else f"must be given: {', '.join(names)}"
     raise InputError(checkpoint.path, f"--{kind}", name, problem)
+
+
+def state_number(checkpoint: Checkpoint, state: str) -> int:
+    """The number of a state, of the only one for ""; InputError if there is none, or no record in it."""
+    states = checkpoint.names["state"]
+    state = state or (states[0] if len(states) == 1 else "")
+    where = number(checkpoint, "state", state)
+    if where >= checkpoint.model.vocabulary.states:
+        raise InputError(checkpoint.path, "--state", state, "no record of the data is in this state")
+    return where
 
 
 def explain(checkpoint: Checkpoint, query: Query, hide_own: bool = False) -> Explanation:

@@ -68,17 +68,29 @@ def save_networks(path: Path, results: Sequence[dict[str, np.ndarray]], graph: G
 def load_networks(path: Path, device: torch.device | str = "cpu") -> Networks:
     """Read what `save_networks` wrote; InputError if the file is not there or damaged."""
     try:
-        stored = read_tensors(path)
-        rebuilt = [_rebuild(**network, device=device) for network in stored["networks"]]
-        graph, smoothing = None, 0.0
-        if stored["manifold"] is not None:
-            arrays = {name: stored["manifold"][name].numpy() for name in ("source", "target", "weight")}
-            graph = Graph(("",) * stored["manifold"]["genes"], **arrays)
-            smoothing = stored["manifold"]["smoothing"]
+        return networks_of(read_tensors(path), device)
     except Exception as error:
         raise InputError(path, "networks", type(error).__name__, f"cannot be read: {error}") from error
-    models, scales = [model for model, _ in rebuilt], [scale for _, scale in rebuilt]
+
+
+def networks_of(stored: dict, device: torch.device | str = "cpu") -> Networks:
+    """The networks of what `save_networks` stored; raises whatever a content that is none leads to."""
+    models = [_rebuild(**network, device=device) for network in stored["networks"]]
+    graph, smoothing = None, 0.0
+    if stored["manifold"] is not None:
+        arrays = {name: stored["manifold"][name].numpy() for name in ("source", "target", "weight")}
+        graph = Graph(("",) * stored["manifold"]["genes"], **arrays)
+        smoothing = stored["manifold"]["smoothing"]
+    scales = [network["inputs"]["scale"] for network in stored["networks"]]
     return Networks(models, scales, smoother(graph, smoothing))
+
+
+def networks_file(folder: Path, meta: dict) -> Path:
+    """Where the networks of a fold lie, beside it; InputError where its `meta` names a file of another folder."""
+    name = str(meta["networks"])
+    if name != Path(name).name or name == "..":
+        raise InputError(folder, "networks", name, "must be the name of a file beside the fold")
+    return folder / name
 
 
 def are_whole(path: Path) -> bool:
@@ -98,15 +110,20 @@ def read_tensors(path: Path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _rebuild(inputs: dict, config: dict, weights: dict, device: torch.device | str) -> tuple[Grn, float]:
-    """One network and the log2 units of its outputs."""
-    arrays = {name: value.numpy() if torch.is_tensor(value) else value for name, value in inputs.items()}
+def inputs_of(stored: dict) -> GrnInputs:
+    """What a stored network knows of the graph and of its training fold."""
+    return GrnInputs(**{name: value.numpy() if torch.is_tensor(value) else value for name, value in stored.items()})
+
+
+def _rebuild(inputs: dict, config: dict, weights: dict, device: torch.device | str) -> Grn:
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, only to be replaced
-        model = Grn(GrnInputs(**arrays), dataclasses.replace(GrnConfig(), **config), device)
+        # What is added to states in float32 would be lost in the rounding of shorter ones.
+        settings = dataclasses.replace(GrnConfig(), **config, precision="float32")
+        model = Grn(inputs_of(inputs), settings, device)
     named = dict(model.named_parameters())
     if named.keys() != weights.keys():
         raise ValueError("weights of another network")
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(weights[name])
-    return model, inputs["scale"]
+    return model

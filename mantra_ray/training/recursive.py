@@ -14,12 +14,13 @@ from torch.nn import functional as F
 from mantra_ray.cascade.grn import Grn, Shift
 from mantra_ray.config import NexusConfig
 from mantra_ray.errors import InputError
-from mantra_ray.forward import Fold, Prediction, predict
+from mantra_ray.forward import Base, Fold, Prediction, predict
 from mantra_ray.nexus.adapter import Correction, Memories, Nexus, trimmed
 from mantra_ray.nexus.cam import EMPTY
 from mantra_ray.nexus.records import Records, hidden_share
+from mantra_ray.nexus.tokens import REG
 from mantra_ray.training.inputs import check_memory
-from mantra_ray.training.networks import Networks, load_networks
+from mantra_ray.training.networks import Networks, load_networks, networks_file
 from mantra_ray.training.nexus import Trained, train_nexus
 from mantra_ray.training.residual import Stepper, chosen_epoch, summed
 from mantra_ray.training.state import Candidates, Keeper, OnEpoch, Progress, workers
@@ -79,7 +80,7 @@ class RecursiveCascade(nn.Module):
     bit for bit.
     """
 
-    def __init__(self, fold: Fold, networks: Networks, nexus: Nexus, scale: float):
+    def __init__(self, fold: Base, networks: Networks, nexus: Nexus, scale: float):
         super().__init__()
         self.nexus, self.networks, self.scales = nexus, nn.ModuleList(networks.models), networks.scales
         self.scale, self.genewise = scale, nexus.config.correct == "genes"
@@ -92,8 +93,7 @@ class RecursiveCascade(nn.Module):
         device = networks.models[0].features.device
         for name, array in arrays.items():
             self.register_buffer(name, torch.tensor(array, dtype=torch.float32, device=device))
-        self.register_buffer("regulator", torch.tensor(fold.regulator, device=device))
-        self.recursion = Recursion(networks.models, fold.programs).to(device)
+        self.recursion = Recursion(networks.models, loadings.shape[1]).to(device)
 
     def forward(self, number: int, records: Records, found: Correction, rows: Tensor) -> Tensor:
         """What network `number` makes of corrections: changes [n, G] of the records `rows` [n], before the manifold.
@@ -109,7 +109,7 @@ class RecursiveCascade(nn.Module):
         model, unit = self.networks[number], self.scales[number]
         shift = self.recursion.shift(number, model, lifted / unit, programs / self.scale, facts(records, found)[among])
         one = records.take(among)
-        header = self.regulator[one.record], one.dose, one.state
+        header = one.header[:, REG], one.dose, one.state
         change = (model(*header, shift) - model(*header)) * unit
         return change.new_zeros(len(rows), change.shape[1]).index_copy(0, read, change)
 
@@ -283,6 +283,6 @@ def train_memory(
     """
     recursive = config.correction == "recursive"
     check_memory(config, fold.loadings is not None, has_classes=True)  # before the networks are looked for
-    networks = load_networks(folder / fold.meta["networks"], device) if recursive else None
+    networks = load_networks(networks_file(folder, fold.meta), device) if recursive else None
     start = train_nexus(fold, config, seed, on_epoch=on_epoch, device=device, keeper=keeper)
     return start if networks is None else train_recursive(fold, networks, start, seed, on_epoch, NETWORK_RATE, keeper)

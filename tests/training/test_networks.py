@@ -8,7 +8,7 @@ from mantra_ray.config import GrnConfig
 from mantra_ray.data.graph import Graph
 from mantra_ray.errors import InputError
 from mantra_ray.training.distributed import Unit, train_unit
-from mantra_ray.training.networks import are_whole, load_networks, save_networks
+from mantra_ray.training.networks import are_whole, load_networks, networks_file, save_networks
 from mantra_ray.training.stages import records_of
 
 
@@ -46,6 +46,13 @@ def test_the_manifold_comes_back(trained, tmp_path):
     expected = LaplacianSmoother(*edges, 30, 0.7)(change)
     np.testing.assert_array_equal(load_networks(tmp_path / "grn.pt").smooth(change), expected)
     assert np.abs(expected - change).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ("../grn.pt", "/grn.pt", "units/grn.pt", ".."))
+def test_a_fold_names_no_file_outside_its_folder(tmp_path, name):
+    assert networks_file(tmp_path, {"networks": "grn.pt"}) == tmp_path / "grn.pt"
+    with pytest.raises(InputError, match="beside the fold"):
+        networks_file(tmp_path, {"networks": name})
 
 
 def test_a_damaged_file_is_told_and_none_is_left_half_written(trained, tmp_path):
