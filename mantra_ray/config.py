@@ -135,6 +135,14 @@ class GrnConfig:
     """Scale predictions by the slope of observed on out-of-fold predicted changes (in [0, 1])."""
     memory: float = 4.0
     """GiB of node states that a step keeps; a larger batch goes through in parts, computed again for the gradient."""
+    accumulate: int = 1
+    """Parts of a batch that go through one after another, their gradients added up: the same step in less memory."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """How node states are kept and multiplied in training, sums over edges in float32 always; auto is bfloat16 on GPUs
+    that have it, float32 elsewhere. Predictions are made in float32."""
+    replicas: int = 0
+    """Workers that train one network together, each on its share of every batch. 0: on whole GPUs all that would be
+    idle, else one, so that on a CPU no bit depends on how many workers there are."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +176,8 @@ class ManifoldConfig:
     """Width of the energy's network."""
     updates: int = 1000
     """Training steps of the energy."""
+    replicas: int = 1
+    """Workers that train the energy together, each on its share of every batch; 0 as for the network."""
 
 
 @dataclass(frozen=True)

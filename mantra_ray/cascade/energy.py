@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
+from mantra_ray.cascade.replicas import Course, Replicas, Steps, Unkept
 from mantra_ray.config import ManifoldConfig
 
 LEVELS = (0.5, 1.0, 2.0)  # noise of the training, in units of the level at which the energy is read
@@ -105,6 +107,8 @@ def fit_energy(
     config: ManifoldConfig,
     seed: int,
     device: torch.device | str = "cpu",
+    replicas: Replicas | None = None,
+    course: Course | None = None,
 ) -> tuple[Energy, dict[str, float]]:
     """Learn the energy of control cells [cells, g] of log2 expression, g the genes at `columns` of the predictions.
 
@@ -112,46 +116,81 @@ def fit_energy(
     are held out: of the network's weights in the course of the training, and of none at all, those stay that denoise
     them best. Returns the energy and the denoising errors of the held-out cells, for each axis and in units of the
     noise's variance: `energy_error` and, of the Gaussians alone, `gaussian_error`. On CPU the same bit for bit.
+    All `replicas` call this with the same arguments and return the same energy: that of one alone, to float tolerance.
+    `course` hears, at each look at the held-out cells, their error `held_out` and the mean `loss` since the last look.
     """
+    replicas, course = replicas or Replicas(), course or Unkept(seed)
+    standards = replicas.same(lambda: _standards(profiles, state, states, columns, config, seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        energy = Energy(_standards(profiles, state, states, columns, config, seed), config.hidden).to(device)
+        energy = Energy(standards, config.hidden).to(device)
+    replicas.align_(list(energy.net.parameters()))
     y = (torch.as_tensor(profiles, device=device)[:, _chosen(profiles, config)] - energy.mean) / energy.deviation
     z, levels = y @ energy.axes, energy.noise * torch.tensor(LEVELS, device=device)
-    draw, apart = torch.Generator().manual_seed(seed), math.ceil(HELD_OUT * len(z))
+    draw, apart = course.draw, math.ceil(HELD_OUT * len(z))
     z = z[torch.randperm(len(z), generator=draw).to(device)]
     held_out, train = z[:apart], z[apart:]
 
     def error(cells: Tensor, eps: Tensor, level: Tensor, training: bool) -> Tensor:
-        """Mean squared error of the noise that the energy finds in cells with noise eps of the given level each."""
+        """Mean squared error of the noise that the energy finds in cells with noise eps of the given level each.
+
+        Of several replicas each takes its share of the cells, and its part of the mean.
+        """
+        whole = len(cells)
+        cells, eps, level = (replicas.share(array) for array in (cells, eps, level))
         noise = levels[level]
         noisy = (cells + noise[:, None] * eps).requires_grad_()
         (gradient,) = torch.autograd.grad(energy.on_axes(noisy, noise).sum(), noisy, create_graph=training)
-        return (noise[:, None] * gradient - eps).square().mean()
+        squared = (noise[:, None] * gradient - eps).square()
+        return squared.mean() if len(cells) == whole else squared.sum() / (whole * z.shape[1])
 
     level = torch.arange(len(LEVELS), device=device).repeat_interleave(DRAWS * len(held_out))
     judged = held_out.repeat(DRAWS * len(LEVELS), 1)
     eps = torch.randn(judged.shape, generator=draw).to(device)
-    errors = [float(error(judged, eps, level, training=False))]
-    best = copy.deepcopy(energy.net.state_dict())
+    best = Best(energy.net)
+    best.add(float(replicas.sum(error(judged, eps, level, training=False))))
     optimiser = torch.optim.AdamW(energy.net.parameters(), LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=max(config.updates, 2))
-    looks = {math.ceil(config.updates * look / LOOKS) for look in range(1, LOOKS + 1)}
-    for update in range(1, config.updates + 1):
-        rows = torch.randint(len(train), (BATCH,), generator=draw).to(device)
-        noise = torch.randn(BATCH, z.shape[1], generator=draw).to(device)
-        loss = error(train[rows], noise, torch.randint(len(LEVELS), (BATCH,), generator=draw).to(device), training=True)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(energy.net.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if update in looks:
-            errors.append(float(error(judged, eps, level, training=False)))
-            if errors[-1] < min(errors[:-1]):
-                best = copy.deepcopy(energy.net.state_dict())
-    energy.net.load_state_dict(best)
-    return energy.requires_grad_(False), {"energy_error": min(errors), "gaussian_error": errors[0]}
+    steps = Steps(optimiser, LEARNING_RATE, config.updates, replicas)
+    looks = sorted({math.ceil(config.updates * look / LOOKS) for look in range(LOOKS + 1)})
+    for look in range(course.begin("energy", net=energy.net, steps=steps, best=best) + 1, len(looks)):
+        total, updates = torch.zeros((), dtype=torch.float64, device=device), looks[look] - looks[look - 1]
+        for _ in range(updates):
+            rows = torch.randint(len(train), (BATCH,), generator=draw).to(device)
+            noise = torch.randn(BATCH, z.shape[1], generator=draw).to(device)
+            chosen = torch.randint(len(LEVELS), (BATCH,), generator=draw).to(device)
+            loss = error(train[rows], noise, chosen, training=True)
+            steps.begin()
+            loss.backward()
+            steps.end()
+            total += loss.detach()
+        best.add(float(replicas.sum(error(judged, eps, level, training=False))))
+        course.end_epoch({"loss": float(replicas.sum(total)) / updates, "held_out": best.errors[-1]})
+    best.take_()
+    return energy.requires_grad_(False), {"energy_error": min(best.errors), "gaussian_error": best.errors[0]}
+
+
+class Best:
+    """The weights of least error so far, of those that were added with their errors."""
+
+    def __init__(self, net: nn.Module):
+        self.net, self.errors = net, list[float]()
+        self.weights: dict[str, Tensor] = {}
+
+    def add(self, error: float) -> None:
+        """The net's weights of this moment, and their error."""
+        self.errors.append(error)
+        if len(self.errors) == 1 or error < min(self.errors[:-1]):
+            self.weights = copy.deepcopy(self.net.state_dict())
+
+    def take_(self) -> None:
+        """Give the net the best weights."""
+        self.net.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"errors": list(self.errors), "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.errors, self.weights = list(state["errors"]), dict(state["weights"])
 
 
 def _chosen(profiles: np.ndarray, config: ManifoldConfig) -> np.ndarray:

@@ -9,7 +9,7 @@ A shift that enters from outside reaches every node, so with one the states are 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mantra_ray.cascade.graph_inputs import GrnInputs, grn_inputs, kinship, neighbourhoods, ranges
-from mantra_ray.cascade.rounds import ReadOut, Round, SignedEdges, block_of
+from mantra_ray.cascade.replicas import Course, Replicas, Steps, Unkept
+from mantra_ray.cascade.rounds import ReadOut, Round, SignedEdges, Spread, block_of
 from mantra_ray.config import GrnConfig
 
 __all__ = ["Grn", "GrnInputs", "Shift", "fit_grn", "grn_inputs", "predict_grn"]
@@ -35,6 +36,15 @@ Shift = Callable[[int], torch.Tensor]  # a round's number to what enters its nod
 def dose_features(dose: torch.Tensor) -> torch.Tensor:
     """[n, 2]: the dose, and log2 of what is left of the regulator (at least 1/32), in units of 4."""
     return torch.stack([dose, torch.log2((1 - dose).clamp_min(1 / 32)) / 4], 1)
+
+
+def reduced(precision: str, device: torch.device) -> bool:
+    """Whether node states are bfloat16 there; ValueError for an unknown precision."""
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"precision {precision!r} is none of auto, float32, bfloat16")
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bfloat16"
 
 
 class Grn(nn.Module):
@@ -53,7 +63,8 @@ class Grn(nn.Module):
         hidden, nodes = 2 * math.ceil(config.hidden / 2), len(inputs.features)
         self.genes, self.states, self.hidden = inputs.genes, inputs.states, hidden
         self.unit = 1 / inputs.scale  # of log2 changes
-        self.kept = int(config.memory * 2**28)  # float32 numbers
+        self.kept = int(config.memory * 2**30)  # bytes
+        self.reduced = reduced(config.precision, torch.device(device))
         condition = 2 + inputs.states
         self.embed = nn.Linear(inputs.features.shape[1], hidden)
         self.perturbation = nn.Parameter(torch.randn(hidden) / math.sqrt(hidden))
@@ -76,6 +87,11 @@ class Grn(nn.Module):
             self.register_buffer(name, torch.from_numpy(value))
         self.to(device)
 
+    @property
+    def kind(self) -> torch.dtype:
+        """Of the node states, once they are spread out: reduced in training alone."""
+        return torch.bfloat16 if self.reduced and self.training else self.own.dtype
+
     def forward(
         self, regulator: torch.Tensor, dose: torch.Tensor, state: torch.Tensor, shift: Shift | None = None
     ) -> torch.Tensor:
@@ -88,7 +104,8 @@ class Grn(nn.Module):
         first = torch.tanh(self.embed(self.features))
         first = self.stay(first) + self.edges.pass_along(self.message[0](first))  # [V, H], the whole batch's
         rows = regulator, dose, state
-        at_once = max(1, self.kept // (len(self.message) * first.numel()))  # the caller's shifts are whole
+        size = self.kind.itemsize * first.numel()
+        at_once = max(1, self.kept // (len(self.message) * size))  # the caller's shifts are whole
         if shift is not None or len(regulator) <= at_once:
             return self._changes(first, *rows, shift)
         changes = partial(checkpoint, self._changes, use_reentrant=False, preserve_rng_state=False)
@@ -111,7 +128,7 @@ class Grn(nn.Module):
         hidden = self._first_rounds(first, regulator, dose, condition, which, shift)
         for layer in range(2 if shift is None else 1, len(self.message)):
             hidden = self._round(layer, hidden, condition, which, SLOPE)
-            hidden = hidden if shift is None else hidden + shift(layer)
+            hidden = hidden if shift is None else hidden + shift(layer).to(hidden.dtype)
         node, condition = self.node[regulator], condition[which]
         own, perturbed = ReadOut.apply(hidden, self.readout + self.gene_readout, node, batch)
         common = self.common(torch.cat([perturbed, condition], 1))
@@ -169,10 +186,15 @@ class Grn(nn.Module):
             place = torch.cat([place, reached])
             sent = sent.index_select(0, 2 * sender + side) * self.edge_weight[edge, None]
             added = torch.cat([added.view(-1, self.hidden // 2), sent])
-        spread = states.index_select(1, which).view(-1, self.hidden // 2)
-        spread = spread.index_add_(0, place, added.view(-1, self.hidden // 2))
-        hidden = F.leaky_relu_(spread, SLOPE).view(-1, batch, self.hidden)
-        return hidden if shift is None else hidden + shift(0)
+        added, kind = added.view(-1, self.hidden // 2), self.kind
+        if states.is_cuda or kind != states.dtype:
+            place, entry = torch.unique(place, return_inverse=True)
+            added = added.new_zeros(len(place), self.hidden // 2).index_add(0, entry, added)
+            hidden = Spread.apply(states, added, place, which, kind, SLOPE)
+        else:
+            spread = states.index_select(1, which).view(-1, self.hidden // 2).index_add_(0, place, added)
+            hidden = F.leaky_relu_(spread, SLOPE).view(-1, batch, self.hidden)
+        return hidden if shift is None else hidden + shift(0).to(hidden.dtype)
 
 
 def fit_grn(
@@ -186,48 +208,94 @@ def fit_grn(
     device: torch.device | str = "cpu",
     penalty: Penalty | None = None,
     regulator_class: np.ndarray | None = None,
+    replicas: Replicas | None = None,
+    course: Course | None = None,
 ) -> Grn:
     """Train on records [n] with changes [n, G] by AdamW on the mean squared error; on CPU the same bit for bit.
 
     The error is in units of the changes' mean square; `penalty` of the predicted changes is added to it. At the end
     regulators without a record take their embeddings from relatives in the graph or of their class [R] (`kinship`).
+    All `replicas` call this with the same arguments and return the same network: that of one alone, to float
+    tolerance. `course` hears each epoch's mean `loss`, and says where to go on.
     """
+    replicas, course = replicas or Replicas(), course or Unkept(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Grn(inputs, config, device)
-    generator = torch.Generator().manual_seed(seed)
     rows = [torch.as_tensor(array, device=device) for array in (regulator, dose, state)]
     target = torch.as_tensor(delta_expression / np.float32(inputs.scale), device=device)
     parameters, decay = list(model.parameters()), config.weight_decay
+    replicas.align_(parameters)
     optimiser = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=decay, fused=True)
     size = min(config.batch, math.ceil(len(target) / STEPS))
-    steps = config.epochs * math.ceil(len(target) / size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=max(steps, 2))
-    for _ in range(config.epochs):
-        for batch in torch.randperm(len(target), generator=generator).to(device).split(size):
-            predicted = model(*(array[batch] for array in rows))
-            loss = F.mse_loss(predicted, target[batch])
-            if penalty is not None:
-                loss = loss + penalty(predicted * inputs.scale, rows[2][batch])
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            schedule.step()
+    steps = Steps(optimiser, config.learning_rate, config.epochs * math.ceil(len(target) / size), replicas)
+    for _ in range(course.begin("network", model=model, steps=steps), config.epochs):
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for batch in torch.randperm(len(target), generator=course.draw).to(device).split(size):
+            total += train_step(model, steps, rows, target, batch, config.accumulate, penalty, inputs.scale) * len(
+                batch
+            )
+        course.end_epoch({"loss": float(replicas.sum(total)) / len(target)})
     trained = np.isin(np.arange(len(inputs.regulator_node)), regulator)
     if not trained.all():
         with torch.no_grad():
             own = model.own.double().cpu().numpy()
             own[~trained] = kinship(inputs, trained, regulator_class) @ own[trained]
             model.own.copy_(torch.from_numpy(own))
-    return model
+    return model.eval()
+
+
+def train_step(
+    model: Grn,
+    steps: Steps,
+    rows: Sequence[torch.Tensor],
+    target: torch.Tensor,
+    batch: torch.Tensor,
+    parts: int = 1,
+    penalty: Penalty | None = None,
+    scale: float = 1.0,
+) -> torch.Tensor:
+    """One step on the records `batch` [B] of `rows` [n] and `target` [n, G], this replica's share of them in `parts`.
+
+    Returns the share's part of the mean loss.
+    """
+    mine, loss = steps.replicas.share(batch), torch.zeros((), device=target.device)
+    steps.begin()
+    for part in mine.tensor_split(parts):
+        if not len(part):
+            continue
+        predicted = model(*(array[part] for array in rows))
+        error = F.mse_loss(predicted, target[part])
+        if penalty is not None:
+            error = error + penalty(predicted * scale, rows[2][part])
+        if len(part) < len(batch):
+            error = error * (len(part) / len(batch))
+        error.backward()
+        loss += error.detach()
+    steps.end()
+    return loss
 
 
 @torch.no_grad()
 def predict_grn(
-    model: Grn, inputs: GrnInputs, regulator: np.ndarray, dose: np.ndarray, state: np.ndarray, batch: int = 64
+    model: Grn,
+    inputs: GrnInputs,
+    regulator: np.ndarray,
+    dose: np.ndarray,
+    state: np.ndarray,
+    batch: int = 64,
+    replicas: Replicas | None = None,
 ) -> np.ndarray:
-    """Predicted changes [N, G] float32, log2 units, of records [N]."""
-    rows = [torch.as_tensor(array, device=model.features.device).split(batch) for array in (regulator, dose, state)]
-    parts = [model(*part).cpu() * inputs.scale for part in zip(*rows, strict=True)]
+    """Predicted changes [N, G] float32, log2 units, of records [N].
+
+    Several replicas take the batches in turn; only the first returns all, the others none [0, G].
+    """
+    replicas = replicas or Replicas()
+    rows = [torch.as_tensor(array, device=model.features.device) for array in (regulator, dose, state)]
+    batches = list(zip(*(array.split(batch) for array in rows), strict=True))
+    parts = [torch.zeros(0, model.genes)]
+    for first in range(0, len(batches), replicas.count):
+        turn = batches[first : first + replicas.count]
+        mine = model(*turn[replicas.rank]) if replicas.rank < len(turn) else torch.zeros(0, model.genes)
+        parts += [part.cpu() * inputs.scale for part in replicas.collect(mine, [len(part[0]) for part in turn])]
     return torch.cat(parts).numpy()

@@ -7,18 +7,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mantra_ray.config import NexusConfig
 from mantra_ray.nexus.cam import Candidates, Memory, Read
+from mantra_ray.nexus.gather import gathered, share, workers
 from mantra_ray.nexus.reader import READ_FEATURES, Reached, Reader
 from mantra_ray.nexus.records import Records
 from mantra_ray.nexus.routing import Route
-from mantra_ray.nexus.tokens import REG, STATE, Vocabulary
+from mantra_ray.nexus.tokens import REG, Vocabulary
 from mantra_ray.nexus.transformer import Transformer
 from mantra_ray.nexus.warming import Stream, warm
 
 Memories = tuple[Memory, ...]  # one a manifold
+AT_ONCE = 2**15  # headers that a GPU computes together where no gradient is wanted: enough to fill it
 SUMS = (
     "stored",
     "evictions",
@@ -36,7 +37,7 @@ class Correction(NamedTuple):
     gate: Tensor  # [N, H] trust in what each manifold recalled
     share: Tensor  # [N, H] of each manifold in the sum; they add up to 1 where anything was read
     found: list[Read]
-    hidden: Tensor  # [N, 3, D]
+    hidden: Tensor  # as of `Nexus.hidden`
 
 
 class Nexus(nn.Module):
@@ -76,8 +77,21 @@ class Nexus(nn.Module):
         )
 
     def hidden(self, records: Records, known: Tensor | None = None) -> Tensor:
-        """Hidden states [N, 3, D] of the headers alone."""
-        return self.transformer(records.header, records.known if known is None else known)
+        """Hidden states [N, 3, D] of the headers alone; on a GPU of their last token, STATE: [N, 1, D].
+
+        Readers look at the last one, so that a GPU computes no more, and where no gradient is wanted each distinct
+        header once. A CPU computes all three, since parts of a batch may round otherwise than the whole.
+        """
+        header, known = records.header, records.known if known is None else known
+        if not header.is_cuda:
+            return self.transformer(header, known)
+        return self.transformer(header, known, last=True) if torch.is_grad_enabled() else self._each_once(header, known)
+
+    def _each_once(self, header: Tensor, known: Tensor) -> Tensor:
+        """Hidden states [N, 1, D] at the last token of headers [N, 3], by parts of the distinct ones."""
+        header, known, row = distinct(header, known, self.vocabulary.size)
+        parts = zip(header.split(AT_ONCE), known.split(AT_ONCE), strict=True)
+        return torch.cat([self.transformer(*part, last=True) for part in parts])[row]
 
     def forward(
         self,
@@ -123,21 +137,23 @@ class Nexus(nn.Module):
 
     def language_loss(self, tokens: Tensor, known: Tensor | None = None) -> Tensor:
         """Mean next-token cross-entropy of tokens [N, L], records or windows of the stream."""
-        logits = self.transformer.logits(self.transformer(tokens[:, :-1], known))
-        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        return self.transformer.cross_entropy(self.transformer(tokens[:, :-1], known), tokens[:, 1:])
 
     @torch.no_grad()
     def streams(self, records: Records) -> list[Stream]:
-        """Records as each manifold's warming pass takes them: keys from the headers, values from the residuals."""
-        hidden = self.hidden(records)
-        log_p = torch.log_softmax(self.transformer.logits(hidden[:, STATE]), dim=-1)
-        signal = -(log_p.exp() * log_p).sum(-1)
-        surprisal = -log_p.gather(1, records.content[:, :-1]).mean(-1)
+        """Records as each manifold's warming pass takes them: keys from the headers, values from the residuals.
+
+        Several workers share the work (see `gather`), so that all of them must call it, for the same records.
+        """
+        mine = records.take(share(len(records), *workers()))
+        hidden = self.hidden(mine)
+        signal, surprisal = self.transformer.entropy(hidden[:, -1], mine.content[:, :-1])
+        keys = [reader.query(hidden, own) for reader, own in zip(self.readers, mine.bucket.unbind(1), strict=True)]
+        signal, surprisal, *keys = gathered((signal, surprisal, *keys), len(records))
         value = torch.cat([records.residual, records.base, records.dose[:, None], records.noise[:, None]], dim=-1)
         stamp = torch.arange(len(records), device=records.record.device)
         streams = []
-        for reader, bucket in zip(self.readers, records.bucket.unbind(1), strict=True):
-            key = reader.query(hidden, bucket)
+        for key, bucket in zip(keys, records.bucket.unbind(1), strict=True):
             candidates = Candidates(bucket, key, value, records.header[:, REG], records.record, records.state, stamp)
             streams.append(Stream(candidates, signal, surprisal, records.residual, records.base))
         return streams
@@ -154,6 +170,18 @@ class Nexus(nn.Module):
             told.append(diagnostics)
         means = {name: sum(one[name] for one in told) / (1 if name in SUMS else len(told)) for name in told[0]}
         return tuple(memories), means
+
+
+def distinct(header: Tensor, known: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Headers [n, 3] and whether they are known [n], each once, and the place [N] among them of headers [N, 3].
+
+    Headers of regulators that are not known are one and the same where dose and state are.
+    """
+    first = torch.where(known, header[:, 0], vocabulary)
+    code, row = torch.unique((first * vocabulary + header[:, 1]) * vocabulary + header[:, 2], return_inverse=True)
+    first, rest = code // vocabulary**2, code % vocabulary**2
+    known = first < vocabulary
+    return torch.stack([first * known, rest // vocabulary, rest % vocabulary], dim=1), known, row
 
 
 def trimmed(memories: Memories) -> Memories:

@@ -201,11 +201,47 @@ def write_(memory: Memory, new: Candidates, priority: Tensor, admit: Tensor, evi
     stored = admit & (is_held | has_room | beats)
     evicted = stored & ~is_held & ~has_room
     rows = stored.nonzero()[:, 0]
-    at = (bucket[rows], slot[rows])
+    put_(memory, (bucket[rows], slot[rows]), new, rows, priority[rows])
+    return Written(stored, evicted)
+
+
+def put_(memory: Memory, at: tuple[Tensor, Tensor], new: Candidates, rows: Tensor, priority: Tensor) -> None:
+    """Fill distinct slots in place, at (bucket [n], slot [n]), with rows [n] of the candidates and priorities [n]."""
     for name in ("key", "value", "token", "record", "state", "stamp"):
         getattr(memory, name)[at] = getattr(new, name)[rows]
-    memory.priority[at] = priority[rows]
-    return Written(stored, evicted)
+    memory.priority[at] = priority
+
+
+def write_batched(memory: Memory, new: Candidates, priority: Tensor) -> tuple[Memory, Written]:
+    """A new memory that keeps the S highest priorities of each bucket's own and the candidates', found by sorting.
+
+    It leaves what `write` leaves with eviction `pss` and all admitted, in a number of steps that does not grow with a
+    bucket's queue: the same priorities in each bucket, and where no two are equal the same records, if perhaps in
+    other slots. Of equals those held before stay, then the earlier ones. Records must be distinct, none of them held,
+    and priorities finite. `stored` and `evicted` tell how it ends: a candidate that another replaces is not stored.
+
+    The warming pass takes another road even where priorities hang on no read, since it also tells what each record
+    found when its turn came.
+    """
+    buckets, slots = memory.record.shape
+    device, places = new.bucket.device, buckets * slots
+    # slots from the last to the first: of equals the first gives way, and of empty ones the first is filled
+    held = torch.where(memory.record == EMPTY, -torch.inf, memory.priority).flatten().flip(0)
+    own = torch.arange(buckets, device=device).repeat_interleave(slots).flip(0)
+    bucket = torch.cat([own, new.bucket])
+    order = torch.cat([held, priority.to(held.dtype)]).argsort(descending=True, stable=True)
+    order = order[bucket[order].argsort(stable=True)]
+    stays = torch.empty_like(bucket, dtype=torch.bool)
+    stays[order] = place_among_equals(bucket[order]) < slots
+    # as many slots of a bucket are given up as candidates take one, and both lie in the order of buckets
+    given = (~stays[:places].flip(0)).nonzero()[:, 0]
+    rows = stays[places:].nonzero()[:, 0]
+    rows = rows[new.bucket[rows].argsort(stable=True)]
+    evicted = torch.zeros_like(stays[places:])
+    evicted[rows] = memory.record.flatten()[given] != EMPTY
+    memory = memory.clone()
+    put_(memory, (given // slots, given % slots), new, rows, priority[rows])
+    return memory, Written(stays[places:], evicted)
 
 
 def random_slot(stamp: Tensor, bucket: Tensor, slots: int) -> Tensor:

@@ -43,6 +43,36 @@ class BucketReport:
     collisions: Tensor  # records offered beyond the bucket's slots
     token_collisions: Tensor  # distinct tokens beyond the first
 
+    @staticmethod
+    def of(decisions: Decisions, memory: Memory) -> BucketReport:
+        """The report of a pass by its decisions and the memory that it left."""
+        (buckets, slots), kinds = memory.record.shape, len(memory.count)
+        bucket = decisions.bucket
+
+        def counted(rows: Tensor | slice = slice(None)) -> Tensor:
+            return torch.bincount(bucket[rows], minlength=buckets)
+
+        offered = counted()
+        tokens = torch.bincount(torch.unique(bucket * kinds + decisions.token) // kinds, minlength=buckets)
+        done = counted(decisions.admit), counted(decisions.stored), counted(decisions.evicted)
+        occupancy = (memory.record != EMPTY).sum(1).to(bucket.device)
+        counts = (offered, tokens, *done, occupancy, (offered - slots).clip(0), (tokens - 1).clip(0))
+        return BucketReport(*torch.stack(counts).cpu())
+
+
+@dataclass
+class Decisions:
+    """What became of N records, in any one order."""
+
+    bucket: Tensor  # [N]
+    token: Tensor  # [N]
+    primed: Tensor  # [N] bool
+    admit: Tensor  # [N] bool, primed ones included
+    stored: Tensor  # [N] bool
+    evicted: Tensor  # [N] bool, stored in the slot of another record
+    hard: Tensor  # [N] bool, whether slots of its own token were read
+    novelty: Tensor  # [N] 1 - sim_max
+
 
 class Ledger:
     """What a pass decides by, on the host: a decision is some twenty operations on small arrays, and numpy starts one
@@ -62,14 +92,13 @@ class Ledger:
         self.rows = torch.argsort(place * buckets + self.order.argsort()[bucket])
         self.width = torch.bincount(place).numpy()
         self.start = np.cumsum(self.width) - self.width
-        self.bucket = bucket[self.rows].numpy()
+        self.bucket, self.token = bucket[self.rows], token[self.rows]
 
-        kinds = len(memory.count)
-        pairs = torch.unique(bucket * kinds + token)  # of buckets and the tokens in them
-        # by entropy a token's statistics hang on no read, so that its records may lie anywhere
-        if config.gate_signal == "residual" and len(pairs) > len(torch.unique(pairs % kinds)):
-            raise ValueError("records of one token lie in several buckets, so that their order would be lost")
-        self.tokens = torch.bincount(pairs // kinds, minlength=buckets)
+        if config.gate_signal == "residual":  # by entropy a token's statistics hang on no read: it may lie anywhere
+            kinds = len(memory.count)
+            pairs = torch.unique(bucket * kinds + token)  # of buckets and the tokens in them
+            if len(pairs) > len(torch.unique(pairs % kinds)):
+                raise ValueError("records of one token lie in several buckets, so that their order would be lost")
         count = memory.count.cpu()[token] + place_among_equals(token)
         known = priorities(surprisal, count, torch.ones_like(surprisal), config)  # all but the novelty's share
         victim = random_slot(new.stamp, new.bucket, slots).cpu()
@@ -153,14 +182,7 @@ class Ledger:
                     break
             self.admit[row], self.hard[row], self.novelty[row], self.priority[row] = admit, hard, novelty, priority
 
-    def report(self, slots: int) -> BucketReport:
-        """The pass by bucket, in the memory's own order."""
-        buckets = len(self.order)
-
-        def counted(rows: np.ndarray | slice = slice(None)) -> Tensor:
-            return torch.from_numpy(np.bincount(self.bucket[rows], minlength=buckets))
-
-        offered, tokens = counted(), self.tokens
-        done = counted(self.admit[:-1]), counted(self.stored[:-1]), counted(self.evicted[:-1])
-        occupancy = torch.from_numpy((self.rank > -np.inf).sum(1))[self.order.argsort()]
-        return BucketReport(offered, tokens, *done, occupancy, (offered - slots).clip(0), (tokens - 1).clip(0))
+    def decisions(self) -> Decisions:
+        """What became of the records, in the order of the rows."""
+        of_rows = (self.primed, self.admit, self.stored, self.evicted, self.hard, self.novelty)
+        return Decisions(self.bucket, self.token, *(torch.from_numpy(each[:-1]) for each in of_rows))

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mantra_ray.config import NexusConfig
-from mantra_ray.nexus.cam import Memory, Read, read, visible_slots
+from mantra_ray.nexus.cam import Memory, Read
+from mantra_ray.nexus.fused_read import recall
 from mantra_ray.nexus.records import Records
 from mantra_ray.nexus.routing import Route
-from mantra_ray.nexus.tokens import REG, STATE
+from mantra_ray.nexus.tokens import REG
 
 GATE_MAX = 2.0  # above 1, since a weak dose may recall what a strong one must exceed
 READ_FEATURES = 8  # scalars that the gate sees besides the hidden state
@@ -44,7 +45,7 @@ class Reader(nn.Module):
     def query(self, hidden: Tensor, bucket: Tensor) -> Tensor:
         """q = normalize(alpha * h + (1 - alpha) * c), h and c unit vectors: [N, D]."""
         alpha = self.config.query_alpha
-        semantic = F.normalize(hidden[:, STATE], dim=-1)
+        semantic = F.normalize(hidden[:, -1], dim=-1)
         centroid = F.normalize(self.centroid[bucket], dim=-1)
         return F.normalize(alpha * semantic + (1 - alpha) * centroid, dim=-1)
 
@@ -58,10 +59,10 @@ class Reader(nn.Module):
         hide_token: Tensor | None = None,
     ) -> Read:
         """Read for records that never see their own slot, nor those that are hidden from them."""
-        visible = visible_slots(memory, bucket, records.record, hide_state, hide_token)
         token = records.header[:, REG]
         own = token if self.route.hard else torch.full_like(token, NOBODY)
-        return read(memory, query, bucket, own, records.state, visible, self.config.tau)
+        labels = (bucket, own, records.record, records.state)
+        return recall(memory, query, *labels, hide_state, hide_token, self.config.tau)
 
     def parts(self, found: Read, base: Tensor) -> tuple[Tensor, Tensor]:
         """What was recalled for base predictions [N, M]: the residual, and the recalled base minus the own, [N, M].
@@ -102,7 +103,7 @@ class Reader(nn.Module):
             [torch.ones_like(found.sim_max), found.hard.to(features.dtype), found.hard * found.same_state], dim=-1
         )
         # the unit hidden state enters linearly: a few records must not fit a gate of their own
-        semantic = self.gate_semantic(F.normalize(hidden[:, STATE], dim=-1))
+        semantic = self.gate_semantic(F.normalize(hidden[:, -1], dim=-1))
         return GATE_MAX * torch.sigmoid((steps @ self.gate_prior)[:, None] + self.gate(features) + semantic)
 
     @torch.no_grad()

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mantra_ray.nexus import head
+from mantra_ray.nexus.compiled import Compiled
+
 ROTARY_BASE = 10_000.0  # longest wavelength of a rotary pair, in tokens, over 2 pi (Su et al. 2021)
+SHORT = 8  # tokens whose attention is spelled out where it is compiled: kernels of attention fill tiles of 64
+MOST = 2**15  # rows of one call of attention: CUDA's kernels count them in a dimension that ends at 65,535
+COMPILE_FROM = 2**30  # tokens of a run from which the minute that compiling takes is expected to come back
 Rotation = tuple[Tensor, Tensor]  # cosines and sines [L, d / 2]
 
 
@@ -20,8 +26,13 @@ def rotation(length: int, head_width: int, like: Tensor) -> Rotation:
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """x [..., L, d] with its pairs (i, i + d / 2) turned, so that products of two places depend on their distance."""
+    return torch.cat(turned(x, by), dim=-1)
+
+
+def turned(x: Tensor, by: Rotation) -> tuple[Tensor, Tensor]:
+    """The two halves [..., L, d / 2] of what `rotate` gives."""
     (cos, sin), (a, b) = by, x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return a * cos - b * sin, b * cos + a * sin
 
 
 def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, dropout: float = 0.0) -> Tensor:
@@ -30,6 +41,9 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, dropout: float
     Beyond one window the queries go in blocks of `window`, each to its own and the previous block, so that memory
     is linear in L.
     """
+    if len(q) > MOST:
+        parts = zip(q.split(MOST), k.split(MOST), v.split(MOST), strict=True)
+        return torch.cat([local_attention(*part, window, dropout) for part in parts])
     length = q.shape[2]
     if length <= window:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
@@ -50,6 +64,32 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, dropout: float
     return torch.cat([first, rest], dim=2)[:, :, :length]
 
 
+def last_attention(q: Tensor, k: Tensor, v: Tensor, window: int, dropout: float = 0.0) -> Tensor:
+    """What `local_attention` gives at the last place alone, of its query q [N, H, 1, d]: [N, H, 1, d]."""
+    if len(q) > MOST:
+        parts = zip(q.split(MOST), k.split(MOST), v.split(MOST), strict=True)
+        return torch.cat([last_attention(*part, window, dropout) for part in parts])
+    return F.scaled_dot_product_attention(q, k[:, :, -window:], v[:, :, -window:], dropout_p=dropout)
+
+
+def spelled_attention(q: Tensor, k: Tensor, v: Tensor, places: Rotation, window: int) -> Tensor:
+    """`local_attention` of q [N, H, Q, d] before the rotation, at the last Q of the places of k and v [N, H, L, d].
+
+    Written as sums of products, which a compiler makes one pass of: for a few tokens, not for many.
+    """
+    first = k.shape[2] - q.shape[2]
+    queries, keys = turned(q, tuple(part[first:] for part in places)), turned(k, places)
+    wide = torch.promote_types(v.dtype, torch.float32)
+    score = sum(
+        (a.to(v.dtype).to(wide)[:, :, :, None] * b.to(v.dtype).to(wide)[:, :, None]).sum(-1)
+        for a, b in zip(queries, keys, strict=True)
+    )
+    place = torch.arange(k.shape[2], device=q.device)
+    distance = place[first:, None] - place
+    score = (score / q.shape[-1] ** 0.5).masked_fill((distance < 0) | (distance >= window), -torch.inf)
+    return (score.softmax(-1)[..., None] * v.to(wide)[:, :, None]).sum(3).to(v.dtype)
+
+
 class Block(nn.Module):
     """Local causal self-attention and a feed-forward layer, each behind a layer norm and a residual."""
 
@@ -61,15 +101,33 @@ class Block(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, places: Rotation) -> Tensor:
-        """x [N, L, D] to the same shape."""
-        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, places).to(v.dtype), rotate(k, places).to(v.dtype)
-        drop = self.dropout if self.training else 0.0
-        mixed = local_attention(q, k, v, self.window, drop)
+    def forward(self, x: Tensor, places: Rotation, last: bool = False) -> Tensor:
+        """x [N, L, D] to the same shape, or with `last` to what it is at the last place alone, [N, 1, D]."""
+        normed, drop = self.attention_norm(x), self.dropout if self.training else 0.0
+        if last:
+            x, (ask, tell) = x[:, -1:], self.qkv.weight.tensor_split([x.shape[-1]])
+            q = F.linear(normed[:, -1:], ask).unflatten(-1, (1, self.heads, -1)).permute(2, 0, 3, 1, 4)[0]
+            k, v = F.linear(normed, tell).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        else:
+            q, k, v = self.qkv(normed).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if torch.compiler.is_compiling() and k.shape[2] <= SHORT and not drop:
+            mixed = spelled_attention(q, k, v, places, self.window)
+        elif last:
+            now = tuple(part[-1:] for part in places)
+            q, k = rotate(q, now).to(v.dtype), rotate(k, places).to(v.dtype)
+            mixed = last_attention(q, k, v, self.window, drop)
+        else:
+            q, k = rotate(q, places).to(v.dtype), rotate(k, places).to(v.dtype)
+            mixed = local_attention(q, k, v, self.window, drop)
         x = x + F.dropout(self.out(mixed.transpose(1, 2).flatten(2)), drop)
         return x + F.dropout(self.feed(self.feed_norm(x)), drop)
+
+
+def _through(x: Tensor, block: Block, places: Rotation, last: bool) -> Tensor:
+    return block(x, places, last)
+
+
+_block = Compiled(_through)
 
 
 class Transformer(nn.Module):
@@ -103,6 +161,7 @@ class Transformer(nn.Module):
         auto = ("cuda",) if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else ()
         # decided here and not in forward, where the question would break a compiled graph
         self.reduced_on = {"auto": auto, "float32": (), "bfloat16": ("cpu", "cuda")}[precision]
+        self.compiled = False  # see `compile_for_`
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(width, heads, dropout, window) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
@@ -111,8 +170,15 @@ class Transformer(nn.Module):
             nn.init.normal_(block.out.weight, std=0.1)
             nn.init.normal_(block.feed[2].weight, std=0.1)
 
-    def forward(self, tokens: Tensor, known: Tensor | None = None) -> Tensor:
-        """Hidden states [N, L, D] of tokens [N, L]; where `known` [N] is False the first token embeds as 0."""
+    def compile_for_(self, tokens: int) -> None:
+        """Have the blocks compiled from now on, if they lie on a GPU and so many tokens will come that it pays."""
+        self.compiled = self.embedding.weight.is_cuda and tokens >= COMPILE_FROM
+
+    def forward(self, tokens: Tensor, known: Tensor | None = None, last: bool = False) -> Tensor:
+        """Hidden states [N, L, D] of tokens [N, L]; where `known` [N] is False the first token embeds as 0.
+
+        With `last` they are [N, 1, D], of the last token alone, which spares the last block most of its work.
+        """
         x = self.embedding(tokens)
         if known is not None:
             keep = torch.ones_like(tokens, dtype=x.dtype)
@@ -121,11 +187,20 @@ class Transformer(nn.Module):
         places = rotation(tokens.shape[1], self.head_width, x)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type in self.reduced_on):
             for block in self.blocks:
-                x = block(x, places)
+                x = _block(self.compiled, x, block, places, last and block is self.blocks[-1])
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [..., vocabulary] by the tied embedding, scaled by 1 / sqrt(D)."""
-        scaled = hidden / hidden.shape[-1] ** 0.5
-        with torch.autocast(hidden.device.type, torch.bfloat16, enabled=hidden.device.type in self.reduced_on):
-            return (scaled @ self.embedding.weight.T).to(hidden.dtype)
+        return head.logits(hidden, self.embedding.weight, self._reduced(hidden))
+
+    def entropy(self, hidden: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
+        """Entropy [N] of the next token and mean surprisal [N] of content [N, C] at hidden [N, D], in nats."""
+        return head.entropy(hidden, self.embedding.weight, content, self._reduced(hidden), self.compiled)
+
+    def cross_entropy(self, hidden: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of the next tokens target [...] at hidden [..., D]."""
+        return head.cross_entropy(hidden, self.embedding.weight, target, self._reduced(hidden), self.compiled)
+
+    def _reduced(self, hidden: Tensor) -> bool:
+        return hidden.device.type in self.reduced_on

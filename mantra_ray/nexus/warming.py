@@ -1,10 +1,12 @@
 """Warming: the gated pass that fills a memory, with the meaning of one record at a time, in stream order.
 
-`warm_plainly` says it in as many words. `warm` computes the same in waves of at most one record a bucket.
+`warm_plainly` says it in as many words. `warm` computes the same: on a GPU by kernels that follow each bucket's queue
+(see `warming_kernels`), elsewhere in waves of at most one record a bucket.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 from collections.abc import Callable
@@ -15,9 +17,9 @@ import torch
 from torch import Tensor
 
 from mantra_ray.config import NexusConfig
-from mantra_ray.nexus.cam import EMPTY, Memory, Read, place_among_equals, read, visible_slots, write_
+from mantra_ray.nexus.cam import EMPTY, Memory, Read, place_among_equals, put_, read, visible_slots, write_
 from mantra_ray.nexus.gate import DEVIATION_FLOOR, drift, gate, observe_, priorities, rates, standardise
-from mantra_ray.nexus.ledger import BucketReport, Ledger, Stream
+from mantra_ray.nexus.ledger import BucketReport, Decisions, Ledger, Stream
 
 BLOCK = 2**13  # records whose similarities are computed together: what fits in the cache with their slots
 LONGEST = 64  # waves of a block
@@ -66,10 +68,8 @@ def flush_(memory: Memory, stream: Stream, ledger: Ledger, rows: Tensor, count: 
     ledger.source[:count] = EMPTY
     device = memory.key.device
     line, slot, place = torch.from_numpy(np.stack([line, slot, source])).to(device)
-    row = rows[place]
-    for name in ("key", "value", "token", "record", "state", "stamp"):
-        getattr(memory, name)[line, slot] = getattr(stream.candidates, name)[row]
-    memory.priority[line, slot] = torch.from_numpy(ledger.priority[source]).to(device)
+    priority = torch.from_numpy(ledger.priority[source]).to(device)
+    put_(memory, (line, slot), stream.candidates, rows[place], priority)
 
 
 def by_waves(memory: Memory, stream: Stream, ledger: Ledger, decode: Decode) -> None:
@@ -137,10 +137,10 @@ def nearness(key: Tensor, token: Tensor, record: Tensor, other: Tensor, others: 
     return far.masked_fill_((record[..., None] == held[:, None]) | (held == EMPTY)[:, None], math.inf)
 
 
-@torch.no_grad()
-def warm_in_full(memory: Memory, stream: Stream, config: NexusConfig, decode: Decode | None = None) -> Warmed:
-    """`warm`, with what happened in each bucket besides."""
-    started = time.perf_counter()
+def warm_by_ledger(
+    memory: Memory, stream: Stream, config: NexusConfig, decode: Decode | None
+) -> tuple[Memory, Decisions]:
+    """A warmed copy of the memory, and what became of each record; the host decides."""
     ledger = Ledger(memory, stream, config)
     device = memory.key.device
     warmed = memory.arrange(ledger.order.to(device))
@@ -149,21 +149,55 @@ def warm_in_full(memory: Memory, stream: Stream, config: NexusConfig, decode: De
         by_waves(warmed, stream, ledger, decode)
     else:
         by_blocks(warmed, stream, ledger)
-    warmed = warmed.arrange(ledger.order.argsort().to(device))
-    report, total = ledger.report(memory.record.shape[1]), max(len(stream.signal), 1)
-    admitted, primed = float(report.admitted.sum()), float(ledger.primed.sum())
+    return warmed.arrange(ledger.order.argsort().to(device)), ledger.decisions()
+
+
+def kernels_run(memory: Memory, config: NexusConfig) -> bool:
+    """Whether the pass's kernels can do it: on a GPU, by the signal `entropy`, for buckets that a program can hold.
+
+    Whatever the signal `residual` needs of a read is the reader's to decode, between a record and the next.
+    """
+    if config.gate_signal != "entropy" or memory.key.device.type != "cuda" or not importlib.util.find_spec("triton"):
+        return False
+    from mantra_ray.nexus.warming_kernels import fits
+
+    return fits(memory)
+
+
+@torch.no_grad()
+def warm_in_full(
+    memory: Memory,
+    stream: Stream,
+    config: NexusConfig,
+    decode: Decode | None = None,
+    kernels: bool | None = None,
+) -> Warmed:
+    """`warm`, with what happened in each bucket besides."""
+    started = time.perf_counter()
+    if kernels is None:
+        kernels = kernels_run(memory, config)
+    elif kernels and config.gate_signal != "entropy":
+        raise ValueError(f"no kernel decides by the gate signal {config.gate_signal}")
+    if kernels:
+        from mantra_ray.nexus.warming_kernels import warm_by_kernels  # here, since it needs triton
+
+        warmed, decisions = warm_by_kernels(memory, stream, config)
+    else:
+        warmed, decisions = warm_by_ledger(memory, stream, config, decode)
+    report, total = BucketReport.of(decisions, warmed), max(len(stream.signal), 1)
+    admitted, primed = float(report.admitted.sum()), float(decisions.primed.sum())
     diagnostics = {
         "write_density": admitted / total,
         "primed_density": primed / total,
         "gated_density": (admitted - primed) / total,
         "stored": float(report.stored.sum()),
         "evictions": float(report.evictions.sum()),
-        "warm_hit_rate": float(ledger.hard[:-1].sum()) / total,
-        "warm_sim_max": float((1 - ledger.novelty[:-1]).sum(dtype=float)) / total,
+        "warm_hit_rate": float(decisions.hard.sum()) / total,
+        "warm_sim_max": float((1 - decisions.novelty).cpu().numpy().sum(dtype=float)) / total,
         "collisions": float(report.collisions.sum()),
         "token_collisions": float(report.token_collisions.sum()),
         "occupancy": warmed.occupancy,
-        "waves": float(len(ledger.width)),
+        "waves": float(report.offered.max()),
         "records_per_second": total / (time.perf_counter() - started),
         "memory_bytes": float(memory.bytes),
     }
@@ -171,13 +205,19 @@ def warm_in_full(memory: Memory, stream: Stream, config: NexusConfig, decode: De
 
 
 def warm(
-    memory: Memory, stream: Stream, config: NexusConfig, decode: Decode | None = None
+    memory: Memory,
+    stream: Stream,
+    config: NexusConfig,
+    decode: Decode | None = None,
+    kernels: bool | None = None,
 ) -> tuple[Memory, dict[str, float]]:
     """Fill a copy of `memory` from the stream; returns it with the pass's diagnostics.
 
     Means one record at a time: the same records in the same slots, values to float tolerance. `decode` maps what was
     read and base predictions [n, K] to residuals [n, K], for the gate signal `residual` alone; with that signal,
-    raises ValueError if a token's records lie in several buckets. `warm_in_full` also tells of each bucket.
+    raises ValueError if a token's records lie in several buckets. `kernels` says whether Triton's do it, which must
+    then be able to, and raises ValueError for the signal `residual`; None leaves it to `kernels_run`.
+    `warm_in_full` also tells of each bucket.
     """
-    warmed = warm_in_full(memory, stream, config, decode)
+    warmed = warm_in_full(memory, stream, config, decode, kernels)
     return warmed.memory, warmed.diagnostics

@@ -1,4 +1,4 @@
-"""Units of training (cross-fitted GRN-GNNs, energies), side by side on the workers of one Ray Train run."""
+"""Units of training (cross-fitted GRN-GNNs, energies) on the workers of one Ray Train run, side by side or in teams."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from mantra_ray.cascade.energy import Energy
+from mantra_ray.cascade.graph_inputs import GrnInputs
 from mantra_ray.cascade.grn import Penalty, fit_grn, grn_inputs, predict_grn
+from mantra_ray.cascade.replicas import Replicas
 from mantra_ray.config import GrnConfig
 from mantra_ray.data.graph import Graph, coexpression_graph, union
 from mantra_ray.data.screen import Controls
 from mantra_ray.fields import digest
 from mantra_ray.files import atomic
 from mantra_ray.training.networks import network_arrays
+from mantra_ray.training.replicas import TrainingUnit, groups, needed, rounds
+from mantra_ray.training.state import Keeper
+from mantra_ray.training.state import Progress as Course
 
 Progress = Callable[[int, int, str], None]
 RETRIES = 2  # of all workers, when one of them dies; units that are done stay done
@@ -62,21 +66,16 @@ class Unit:
         """What its training time grows with."""
         return len(self.rows) * len(self.genes) * self.config.epochs * self.config.hidden
 
-    def train(self, records: Records, device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
+    @property
+    def replicas(self) -> int:
+        """Workers that train it together; 0: one, and those that would be idle."""
+        return self.config.replicas
+
+    def train(
+        self, records: Records, device: torch.device | str = "cpu", replicas: Replicas | None = None
+    ) -> dict[str, np.ndarray]:
         """As `train_unit`."""
-        return train_unit(records, self, device)
-
-
-class TrainingUnit(Protocol):
-    """What a worker trains on its own and leaves at `path`."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def cost(self) -> int: ...
-
-    def train(self, records: Records, device: torch.device | str = "cpu") -> dict[str, np.ndarray]: ...
+        return train_unit(records, self, device, replicas)
 
 
 def node_names(gene_names: Sequence[str], regulator_names: Sequence[str]) -> list[str]:
@@ -100,30 +99,56 @@ def graph_of(records: Records, unit: Unit, changes: np.ndarray, nodes: Sequence[
     return union(given, coexpression_graph(profiles, genes, config.top_k, config.threshold).restrict(nodes))
 
 
-def train_unit(records: Records, unit: Unit, device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
+def course_of(unit: TrainingUnit, seed: int, replicas: Replicas) -> Course:
+    """How far a unit's training is; its state lies beside its file, from where a killed worker's successor goes on."""
+    return Course(seed, keeper=Keeper(state_of(unit), unit.path.stem, replicas=replicas))
+
+
+def state_of(unit: TrainingUnit) -> Path:
+    """File of the state of a unit's training; it is gone once the unit is done."""
+    return unit.path.with_suffix(".state")
+
+
+def curves_of(course: Course) -> dict[str, np.ndarray]:
+    """What a training told, by name: an array [epochs]."""
+    names = dict.fromkeys(row["metric"] for row in course.rows)
+    return {name: np.array([row["value"] for row in course.rows if row["metric"] == name]) for name in names}
+
+
+def train_unit(
+    records: Records, unit: Unit, device: torch.device | str = "cpu", replicas: Replicas | None = None
+) -> dict[str, np.ndarray]:
     """Train one unit's network and predict all records.
 
-    Returns base [N, G] float32, the network's number of edges and of regulators with edges, the seconds taken, and
-    what the network is rebuilt from (`network_arrays`).
-    Only `unit.rows` of the changes are looked at.
+    Returns base [N, G] float32, the network's number of edges and of regulators with edges, the seconds taken, the
+    training's `loss` [epochs], and what the network is rebuilt from (`network_arrays`). Of several replicas the first
+    has all predictions. Only `unit.rows` of the changes are looked at.
     """
-    started = time.perf_counter()
-    genes = [records.gene_names[i] for i in unit.genes]
+    started, replicas = time.perf_counter(), replicas or Replicas()
     changes = np.clip(records.delta_expression[np.ix_(unit.rows, unit.genes)], -unit.clip, unit.clip)
+    inputs = replicas.same(lambda: _inputs(records, unit, changes))
+    who = (records.regulator, records.dose, records.state)
+    mine = (array[unit.rows] for array in who)
+    classes, penalty = records.regulator_class, _penalty(unit, device)
+    with torch.random.fork_rng(devices=[]):  # the course seeds torch's own generator, which is the caller's
+        course = course_of(unit, unit.seed, replicas)
+        course.recall()
+        model = fit_grn(inputs, *mine, changes, unit.config, unit.seed, device, penalty, classes, replicas, course)
+    base = predict_grn(model, inputs, *who, replicas=replicas)
+    connected = np.isin(inputs.regulator_node, np.concatenate([inputs.source, inputs.target])).sum()
+    numbers = {"edges": len(inputs.source), "regulators": connected, "seconds": time.perf_counter() - started}
+    numbers = {name: np.array(value) for name, value in numbers.items()}
+    return {"base": base, **numbers, **curves_of(course), **network_arrays(model, inputs, unit.config)}
+
+
+def _inputs(records: Records, unit: Unit, changes: np.ndarray) -> GrnInputs:
+    """What the network knows of its graph and of the changes [n, G] that it trains on."""
+    genes = [records.gene_names[i] for i in unit.genes]
     nodes = node_names(genes, records.regulator_names)
     place = {name: i for i, name in enumerate(nodes)}
     regulator_node = np.array([place[name] for name in records.regulator_names], np.int64)
     graph = graph_of(records, unit, changes, nodes)
-    inputs = grn_inputs(graph.source, graph.target, graph.weight, regulator_node, changes, records.states)
-    who = (records.regulator, records.dose, records.state)
-    mine = (array[unit.rows] for array in who)
-    classes, penalty = records.regulator_class, _penalty(unit, device)
-    model = fit_grn(inputs, *mine, changes, unit.config, unit.seed, device, penalty, classes)
-    base = predict_grn(model, inputs, *who)
-    connected = np.isin(regulator_node, np.concatenate([inputs.source, inputs.target])).sum()
-    numbers = {"edges": len(inputs.source), "regulators": connected, "seconds": time.perf_counter() - started}
-    numbers = {name: np.array(value) for name, value in numbers.items()}
-    return {"base": base, **numbers, **network_arrays(model, inputs, unit.config)}
+    return grn_inputs(graph.source, graph.target, graph.weight, regulator_node, changes, records.states)
 
 
 def _penalty(unit: Unit, device: torch.device | str) -> Penalty | None:
@@ -152,16 +177,11 @@ def load_unit(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def shares(units: Sequence[TrainingUnit], workers: int) -> list[list[TrainingUnit]]:
-    """Units of each worker, longest first and dealt in turn, so that the units of one round are alike in length."""
-    order = sorted(units, key=lambda unit: (-unit.cost, str(unit.path)))
-    return [order[rank::workers] for rank in range(workers)]
-
-
 def _worker_loop(config: dict) -> None:
-    """What each worker runs: its share of the units, with one report a round.
+    """What each worker runs: its part in the teams of all rounds, with one report a round.
 
-    `ray.train.report` waits for all ranks, so a rank without a unit in the last round reports all the same.
+    `ray.train.report` waits for all ranks, so a rank without a team in a round reports all the same. It tells of the
+    unit, whose losses are those of the whole team, and of the seconds that this rank took.
     """
     import ray
     import ray.train
@@ -171,11 +191,30 @@ def _worker_loop(config: dict) -> None:
     device = get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
-    mine = shares(config["units"], config["workers"])[ray.train.get_context().get_world_rank()]
-    for turn in range(-(-len(config["units"]) // config["workers"])):
-        if turn < len(mine) and load_unit(mine[turn].path) is None:  # there after a restart
-            save_unit(mine[turn], mine[turn].train(records, device))
-        ray.train.report({"round": turn + 1})
+    plan = rounds(config["units"], config["workers"], config["own_gpu"])
+    places = groups(plan, config["own_gpu"])
+    rank = ray.train.get_context().get_world_rank()
+    for turn, teams in enumerate(plan):
+        told: dict = {"round": turn + 1}
+        for team in teams:
+            if rank in team.ranks:
+                told |= train_and_save(team.unit, records, device, places[team.ranks])
+        ray.train.report(told)
+
+
+def train_and_save(
+    unit: TrainingUnit, records: Records, device: torch.device | str, replicas: Replicas
+) -> dict[str, float | str | list[float]]:
+    """Train a unit unless its file is there, after a restart, and leave the file; what is to be told of it."""
+    told = {"unit": unit.path.stem, "replicas": replicas.count}
+    if replicas.same(lambda: load_unit(unit.path) is not None):
+        return told
+    result = unit.train(records, device, replicas)
+    if replicas.first:
+        save_unit(unit, result)
+        state_of(unit).unlink(missing_ok=True)
+    told |= {name: result[name].tolist() for name in ("loss", "held_out") if name in result}
+    return told | {"seconds": float(result["seconds"])}
 
 
 def run_units(
@@ -188,21 +227,29 @@ def run_units(
 ) -> None:
     """Train units on one TorchTrainer and leave their files; Ray must be initialised.
 
-    Each worker takes one CPU and `gpus` of a GPU. `storage` is the folder of Ray's own files and must be
-    shared by all nodes, like the units' paths.
+    Each worker takes one CPU and `gpus` of a GPU. Workers without a unit of their own join another's where the unit
+    leaves their number open and each has a whole GPU (`rounds`). `storage` is the folder of Ray's own files and must
+    be shared by all nodes, like the units' paths.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    workers = max(1, min(workers, len(units)))
+    own_gpu = gpus >= 1
+    workers = needed(units, max(1, workers), own_gpu)
     resources = {"CPU": 1} | ({"GPU": gpus} if gpus else {})
     name = f"grn_{digest([str(unit.path) for unit in units])}"
     trainer = TorchTrainer(
         _worker_loop,
-        train_loop_config={"records": ray.put(records), "units": list(units), "workers": workers},
+        train_loop_config={
+            "records": ray.put(records),
+            "units": list(units),
+            "workers": workers,
+            "spare": own_gpu,
+            "own_gpu": own_gpu,
+        },
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
-        torch_config=TorchConfig(backend="gloo"),  # units are independent, and NCCL refuses ranks that share a GPU
+        torch_config=TorchConfig(backend="gloo"),  # of all workers; teams make groups of their own
         run_config=RunConfig(
             name=name, storage_path=str(storage.resolve()), failure_config=FailureConfig(max_failures=RETRIES)
         ),

@@ -12,16 +12,25 @@ import torch
 
 from mantra_ray.cascade.energy import BATCH, Energy, fit_energy
 from mantra_ray.cascade.manifold import Descent
+from mantra_ray.cascade.replicas import Replicas
 from mantra_ray.config import ExperimentConfig, ManifoldConfig
 from mantra_ray.data.controls import energy_wanted
 from mantra_ray.data.screen import Screen
 from mantra_ray.errors import InputError
 from mantra_ray.fields import digest, flatten
 from mantra_ray.provenance import code_version
-from mantra_ray.training.distributed import Records
+from mantra_ray.training.distributed import Records, course_of, curves_of
 
-CODE = ("cascade.energy", "data.controls", "data.simulate", "training.energy")
-LEARNED = ("cells", "space", "components", "noise", "hidden", "updates")  # settings that an energy depends on
+CODE = ("cascade.energy", "cascade.replicas", "data.controls", "data.simulate", "training.energy")
+LEARNED = (
+    "cells",
+    "space",
+    "components",
+    "noise",
+    "hidden",
+    "updates",
+    "replicas",
+)  # settings that an energy depends on
 
 
 @dataclass(frozen=True)
@@ -38,15 +47,26 @@ class EnergyUnit:
         """What its training time grows with, in the units of the networks' cost."""
         return self.config.updates * BATCH * self.config.hidden
 
-    def train(self, records: Records, device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
-        """Learn; returns the energy's arrays, its errors on held-out cells and the seconds taken."""
-        started = time.perf_counter()
+    @property
+    def replicas(self) -> int:
+        """Workers that train it together; 0: one, and those that would be idle."""
+        return self.config.replicas
+
+    def train(
+        self, records: Records, device: torch.device | str = "cpu", replicas: Replicas | None = None
+    ) -> dict[str, np.ndarray]:
+        """Learn; returns the energy's arrays, its errors on held-out cells, its curves and the seconds taken."""
+        started, replicas = time.perf_counter(), replicas or Replicas()
         controls = records.controls
         columns = np.flatnonzero(controls.measured[self.genes])
-        profiles = controls.profiles[:, self.genes[columns]]
-        energy, errors = fit_energy(profiles, controls.state, records.states, columns, self.config, self.seed, device)
+        data = controls.profiles[:, self.genes[columns]], controls.state, records.states, columns
+        with torch.random.fork_rng(devices=[]):  # the course seeds torch's own generator, which is the caller's
+            course = course_of(self, self.seed, replicas)
+            course.recall()
+            energy, errors = fit_energy(*data, self.config, self.seed, device, replicas, course)
         numbers = errors | {"seconds": time.perf_counter() - started}
-        return energy.arrays() | {name: np.array(value) for name, value in numbers.items()}
+        numbers = {name: np.array(value) for name, value in numbers.items()}
+        return energy.arrays() | numbers | curves_of(course)
 
 
 def energy_units(

@@ -30,13 +30,14 @@ def fit_language(model: Nexus, train: Records, held_out: Records, progress: Prog
     windows = math.ceil(tokens.numel() / config.window)
     parameters = dict(model.transformer.named_parameters())
     stepper = Stepper(model, parameters, math.ceil(windows / a_step) * config.language_epochs)
+    model.transformer.compile_for_(2 * tokens.numel() * config.language_epochs)
     draw = progress.draw
     for _ in range(progress.begin("language", model=model, stepper=stepper), config.language_epochs):
         _, seen = model.warm(train)
         model.train()
         order = torch.randperm(len(train), generator=draw).to(device)
         hide = hidden_share(train.header[:, 0], config.hide_regulator, draw) != EMPTY
-        total, count = 0.0, 0
+        total = torch.zeros((), dtype=torch.float64, device=device)
         whole = stream_windows(tokens[order], config.window).split(a_step)
         for step, batch in enumerate(whole):
             rows = order[step * len(order) // len(whole) : (step + 1) * len(order) // len(whole)]
@@ -47,10 +48,10 @@ def fit_language(model: Nexus, train: Records, held_out: Records, progress: Prog
             if len(alone):
                 loss = loss + model.language_loss(tokens[alone], known[alone] & ~hide[alone]) * len(alone) / len(rows)
             stepper.step(loss / 2)
-            total += float(summed([loss.detach() / 2])[0])
-            count += 1
+            total += loss.detach() / 2
         model.eval()
-        metrics = {"language_loss": total / max(count, 1), "write_density": seen["write_density"]}
+        mean = float(summed([total])[0]) / max(len(whole), 1)
+        metrics = {"language_loss": mean, "write_density": seen["write_density"]}
         if len(held_out):
             with torch.no_grad():
                 said = torch.cat([held_out.header, held_out.content], dim=1)

@@ -53,6 +53,8 @@ def train_nexus(
     Mode B (`residual`): regression of the whole model. Mode A (`language`): a language model over the record
     stream, whose entropy then gates the writes, and a decoding head trained on its frozen hidden states. With a
     `keeper` the run goes on where one of the same arguments was interrupted, and tells of all epochs from the first.
+    Where torch.distributed is initialised its workers train one model: all call this with the same arguments, each
+    takes its share of every batch and of every warming pass, and all return the same weights and memory.
     """
     progress = Progress(seed, on_epoch, keeper)
     progress.recall()

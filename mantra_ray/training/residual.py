@@ -39,13 +39,21 @@ class Stepper:
         self.optimizer.zero_grad()
         loss.backward()
         if workers()[1] > 1:
-            for parameter in self.parameters:
-                if parameter.grad is None:  # a share without rows that touch it
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
+            self._add_up()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.schedule.step()
+
+    def _add_up(self) -> None:
+        """Sum the gradients over the workers, all in one exchange."""
+        for parameter in self.parameters:
+            if parameter.grad is None:  # a share without rows that touch it
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self.parameters]
+        whole = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(whole)
+        parts = whole.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and place in the schedule."""
@@ -73,6 +81,8 @@ def fit_correction(
     config = model.config
     named = {n: p for n, p in model.named_parameters() if config.mode == "residual" or not n.startswith("transformer")}
     stepper = Stepper(model, named, -(-len(train) // config.batch) * config.epochs)
+    length = train.header.shape[1] + math.ceil(model.vocabulary.length * config.language_share)
+    model.transformer.compile_for_(len(train) * length * config.epochs)
     candidates = Candidates(stepper.parameters, chosen_epoch)
     first = progress.begin("correction", model=model, stepper=stepper, candidates=candidates)
     for epoch in range(first, config.epochs + 1):
@@ -85,7 +95,7 @@ def fit_correction(
         metrics = {name: seen[name] for name in ("write_density", "occupancy", "evictions")}
         metrics["validation_gain"] = 1 - float(error.mean() / space.observed(held_out.residual).square().mean())
         if epoch < config.epochs:
-            metrics["loss"] = _run_epoch(model, reader, train, space, stepper, progress.draw)
+            metrics["loss"] = run_epoch(model, reader, train, space, stepper, progress.draw)
         progress.end_epoch(metrics)
     chosen = candidates.take_()
     memories, diagnostics = model.warm(train)
@@ -105,38 +115,40 @@ def chosen_epoch(errors: np.ndarray) -> int:
     return best if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)) else 0
 
 
-def _run_epoch(
+def run_epoch(
     model: Nexus, memories: Memories, train: Records, space: Space, stepper: Stepper, draw: torch.Generator
 ) -> float:
     """One pass over the training records in random order; returns the mean residual loss.
 
     With several workers each takes its share of every batch and gradients are summed, so that the step is the
-    same for any number of workers (to float tolerance; dropout draws its own masks on each).
+    same for any number of workers (to float tolerance; dropout draws its own masks on each). Nothing waits for the
+    device before the end of the pass.
     """
-    config, total = model.config, 0.0
+    config, device = model.config, train.record.device
     rank, world = workers()
-    order = torch.randperm(len(train), generator=draw)
+    order = torch.randperm(len(train), generator=draw).to(device)
     state = hidden_share(train.state, config.hide_state, draw)
     token = hidden_share(train.header[:, 0], config.hide_regulator, draw)
     speaks = config.mode == "residual" and config.language_weight > 0
+    tokens = torch.cat([train.header, train.content], dim=1)
+    total = torch.zeros((), dtype=torch.float64, device=device)
     model.train()
     for whole in order.split(config.batch):
-        rows = whole[rank::world].to(train.record.device)
+        rows = whole[rank::world]
         batch = train.take(rows)
         known = batch.known & (token[rows] == EMPTY)  # a hidden regulator is one never seen
         correction = model(memories, batch, state[rows], token[rows], known).value
         error = space.error(batch.residual, correction).sum() / len(whole)
         loss = error
         spoken = whole[: math.ceil(len(whole) * config.language_share)]
-        mine = spoken[rank::world].to(train.record.device)
+        mine = spoken[rank::world]
         if speaks and len(mine):
-            said = train.take(mine)
-            tokens = torch.cat([said.header, said.content], dim=1)
-            loss = loss + config.language_weight * model.language_loss(tokens, said.known) * len(mine) / len(spoken)
+            said = model.language_loss(tokens[mine], train.known[mine])
+            loss = loss + config.language_weight * said * len(mine) / len(spoken)
         stepper.step(loss)
-        total += float(summed([error.detach() * len(whole)])[0])
+        total += error.detach() * len(whole)
     model.eval()
-    return total / len(train)
+    return float(summed([total])[0]) / len(train)
 
 
 def summed(values: Iterable[Tensor]) -> list[Tensor]:

@@ -18,9 +18,10 @@ from mantra_ray.fields import digest, identity
 from mantra_ray.files import unfinished
 from mantra_ray.provenance import code_version
 from mantra_ray.training.assemble import Stage, write_folds
-from mantra_ray.training.distributed import Progress, Records, TrainingUnit, Unit, load_unit, run_units
+from mantra_ray.training.distributed import Progress, Records, Unit, load_unit, run_units
 from mantra_ray.training.energy import energy_units
 from mantra_ray.training.networks import are_whole
+from mantra_ray.training.replicas import TrainingUnit
 
 CODE = (
     "cascade",
@@ -28,7 +29,8 @@ CODE = (
     "forward",
     "evaluation.differential",
     "evaluation.realism",
-    *(f"training.{name}" for name in ("stages", "assemble", "crossfit", "distributed", "energy", "networks", "traits")),
+    *(f"training.{name}" for name in ("stages", "assemble", "crossfit", "distributed", "energy", "networks")),
+    *(f"training.{name}" for name in ("replicas", "state", "traits")),
 )
 
 ATTEMPTS = 3  # at a unit whose file another run deletes before it is read

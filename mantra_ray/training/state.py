@@ -13,18 +13,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mantra_ray.cascade.replicas import Replicas
 from mantra_ray.files import atomic
+from mantra_ray.nexus.gather import workers
 from mantra_ray.training.networks import read_tensors
 
 OnEpoch = Callable[[int, dict[str, float]], None]
 PHASES = ("language", "correction", "recursion")  # in the order in which a run goes through them
 SECONDS = 10.0  # between two savings: what an interruption costs at most, and shorter runs pay nothing
 SHARE = 0.05  # of a run's time that saving may take
-
-
-def workers() -> tuple[int, int]:
-    """Rank and number of the workers that train together."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class Part(Protocol):
@@ -40,25 +37,22 @@ class Keeper:
 
     `identity` says whose state it is (a trial's id, which covers settings, data and code). A state is written at the
     end of an epoch, once `seconds` have passed since the last one (0: at the end of every epoch). Of several workers
-    the first writes and reads, and hands what it read to the others.
+    the first writes and reads, and hands what it read to the others; `replicas` are these workers (None: all).
     """
 
-    def __init__(self, path: Path, identity: str, seconds: float = SECONDS):
-        self.path, self.seconds = path, seconds
+    def __init__(self, path: Path, identity: str, seconds: float = SECONDS, replicas: Replicas | None = None):
+        self.path, self.seconds, self.replicas = path, seconds, replicas
         self.stamp = {"identity": identity, "torch": str(torch.__version__), "cuda": torch.cuda.is_available()}
         self._due = time.monotonic() + seconds
 
     def load(self) -> dict[str, Any]:
         """What `save` wrote; empty, with a warning, where the file is damaged or another's, and where there is none."""
-        found = [self._read() if workers()[0] == 0 else {}]
-        if workers()[1] > 1:
-            dist.broadcast_object_list(found, src=0)
-        return found[0]
+        return self._together().same(self._read)
 
     def save(self, state: Callable[[], dict[str, Any]]) -> None:
         """Write the state if it is time to; where it cannot be written the run goes on, with a warning."""
         started = time.monotonic()
-        if workers()[0] > 0 or started < self._due:
+        if started < self._due or not self._together().first:
             return
         try:
             with atomic(self.path) as partial:
@@ -72,6 +66,9 @@ class Keeper:
         """Take the file away: the run has ended."""
         self.path.unlink(missing_ok=True)
 
+    def _together(self) -> Replicas:
+        return self.replicas or Replicas(dist.group.WORLD if workers()[1] > 1 else None)
+
     def _read(self) -> dict[str, Any]:
         if not self.path.exists():
             return {}
@@ -83,7 +80,7 @@ class Keeper:
         return self._refuse(f"is of another {', '.join(wrong)}") if wrong else state
 
     def _refuse(self, problem: str) -> dict[str, Any]:
-        warnings.warn(f"{self.path}: the state of training {problem}: training starts anew", stacklevel=4)
+        warnings.warn(f"{self.path}: the state of training {problem}: training starts anew", stacklevel=5)
         return {}
 
 

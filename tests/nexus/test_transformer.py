@@ -6,7 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from mantra_ray.nexus.transformer import Block, Transformer, local_attention, rotation
+from mantra_ray.nexus import transformer
+from mantra_ray.nexus.transformer import (
+    SHORT,
+    Block,
+    Transformer,
+    last_attention,
+    local_attention,
+    rotate,
+    rotation,
+    spelled_attention,
+)
 
 quick = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -63,6 +73,63 @@ def test_attention_in_blocks_is_dense_attention_under_a_band(seed, window, lengt
     distance = place[:, None] - place
     score = (q @ k.transpose(-1, -2) / 2).masked_fill((distance < 0) | (distance >= window), -torch.inf)
     assert torch.allclose(local_attention(q, k, v, window), score.softmax(-1) @ v, atol=1e-12)
+
+
+def test_many_rows_pass_attention_in_parts(monkeypatch):
+    q, k, v = torch.randn(3, 7, 2, 9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    calls, attention = [], F.scaled_dot_product_attention
+    for window in (4, 9):
+        whole = local_attention(q, k, v, window)
+        with monkeypatch.context() as patch:
+            patch.setattr(transformer, "MOST", 3)
+            patch.setattr(
+                F, "scaled_dot_product_attention", lambda q, *a, **o: calls.append(q) or attention(q, *a, **o)
+            )
+            assert torch.equal(local_attention(q, k, v, window), whole)
+            assert torch.allclose(last_attention(q[:, :, -1:], k, v, window), whole[:, :, -1:], atol=1e-12)
+    assert max(len(one) for one in calls) == 3
+
+
+@quick
+@given(seeds, st.integers(1, SHORT), st.integers(1, SHORT), st.integers(1, SHORT))
+def test_attention_spelled_out_is_attention(seed, length, asking, window):
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = torch.randn(3, 2, 3, length, 4, dtype=torch.float64, generator=generator)
+    places, first = rotation(length, 4, q), max(length - asking, 0)
+    expected = local_attention(rotate(q, places), rotate(k, places), v, window)[:, :, first:]
+    assert torch.allclose(spelled_attention(q[:, :, first:], k, v, places, window), expected, atol=1e-12)
+
+
+@quick
+@given(seeds, st.integers(1, 9), st.sampled_from([1, 2, 3, 9, 1024]), st.integers(1, 3))
+def test_the_last_state_alone_is_the_last_of_all(seed, length, window, layers):
+    model, tokens = make(layers, seed=seed % 5, window=window), draw(seed, 4, length)
+    known = torch.tensor([True, False, True, False])
+    alone = model(tokens, known, last=True)
+    assert alone.shape == (4, 1, 8) and torch.allclose(alone, model(tokens, known)[:, -1:], atol=1e-12)
+
+
+def test_the_last_state_alone_sends_back_the_same_gradient():
+    model, tokens, found = make(layers=2, window=4), draw(0, 4, 9), []
+    for hidden in (model(tokens)[:, -1], model(tokens, last=True)[:, 0]):
+        model.zero_grad()
+        hidden.sin().sum().backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-12) and theirs.abs().max() > 0
+
+
+def test_windows_in_one_batch_are_each_read_as_if_alone():
+    """The windows of a stream go through together, and their loss is that of one after the other."""
+    model, windows = make(layers=2, window=4).train(), draw(0, 6, 20)
+    found = []
+    for parts in (windows[None], windows.split(1)):
+        model.zero_grad()
+        for part in parts:
+            hidden = model(part.reshape(-1, 20)[:, :-1])
+            (model.cross_entropy(hidden, part.reshape(-1, 20)[:, 1:]) / len(parts)).backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.allclose(mine, theirs, atol=1e-12) for mine, theirs in zip(*found, strict=True))
 
 
 def test_attention_beyond_the_window_needs_memory_linear_in_length(monkeypatch):

@@ -1,16 +1,16 @@
 import dataclasses
-import itertools
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mantra_ray.config import GrnConfig
 from mantra_ray.data.graph import coexpression_graph
 from mantra_ray.data.screen import Controls
-from mantra_ray.training.distributed import Unit, graph_of, load_unit, node_names, save_unit, shares, train_unit
+from mantra_ray.training import distributed, state
+from mantra_ray.training.distributed import Unit, graph_of, load_unit, node_names, run_units, save_unit, train_unit
 from mantra_ray.training.stages import records_of
 
 
@@ -45,18 +45,6 @@ def test_changes_are_clipped(screen):
 
 def test_nodes_are_genes_then_regulators_that_are_not_among_them():
     assert node_names(("b", "a"), ("a", "x", "b", "y")) == ["b", "a", "x", "y"]
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 5))
-def test_every_unit_has_one_worker_and_rounds_are_alike(sizes, workers):
-    units = [Unit(Path(f"{i}.npz"), np.arange(size), np.arange(2), 5.0, GrnConfig(), 0) for i, size in enumerate(sizes)]
-    dealt = shares(units, workers)
-    assert sorted(unit.path for share in dealt for unit in share) == sorted(unit.path for unit in units)
-    assert max(map(len, dealt)) == -(-len(units) // workers)
-    by_round = [[share[turn].cost for share in dealt if turn < len(share)] for turn in range(max(map(len, dealt)))]
-    for this, following in itertools.pairwise(by_round):
-        assert min(this) >= max(following)
 
 
 def test_units_survive_the_disk_and_damaged_ones_do_not_count(tmp_path):
@@ -115,3 +103,46 @@ def test_a_class_reaches_the_regulators_that_are_not_trained(screen):
         of[name] = train_unit(dataclasses.replace(records, regulator_class=classes), unit_of(screen, rows))["base"]
     changed = np.abs(of["one"] - of["none"]).max(1) > 1e-6
     assert changed[screen.data.regulator == 11].all() and not changed[screen.data.regulator < 11].any()
+
+
+@dataclasses.dataclass(frozen=True)
+class Mortal(Unit):
+    """Its second worker is killed once, after the second epoch."""
+
+    def train(self, records, device="cpu", replicas=None):
+        killed = self.path.with_suffix(".killed")
+
+        def listen(epoch, metrics):
+            if epoch == 1 and replicas.rank == 1 and not killed.exists():
+                killed.touch()
+                os._exit(1)
+
+        def course_of(unit, seed, replicas):
+            course = state.Progress(seed, listen, state.Keeper(distributed.state_of(unit), "unit", 0, replicas))
+            if killed.exists():
+                self.path.with_suffix(f".{replicas.rank}").write_text(str(course.state["next"]))
+            return course
+
+        distributed.course_of = course_of
+        return train_unit(records, self, device, replicas)
+
+
+@pytest.mark.slow
+def test_two_ray_workers_train_one_unit_and_go_on_where_one_was_killed(screen, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    records, rows = records_of(screen), np.arange(57)
+    unit = unit_of(screen, rows, tmp_path / "unit.npz")
+    unit = Mortal(**vars(unit) | {"config": dataclasses.replace(unit.config, epochs=4, replicas=2)})
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    try:
+        run_units(records, [unit], 2, 0, tmp_path / "ray")
+    finally:
+        ray.shutdown()
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert unit.path.with_suffix(".killed").exists() and not distributed.state_of(unit).exists()
+    assert {unit.path.with_suffix(f".{rank}").read_text() for rank in range(2)} == {"2"}
+    found, alone = load_unit(unit.path), train_unit(records, Unit(**vars(unit)))
+    np.testing.assert_allclose(found["loss"], alone["loss"], rtol=1e-4)
+    np.testing.assert_allclose(found["base"], alone["base"], atol=1e-3 * np.sqrt(np.square(alone["base"]).mean()))

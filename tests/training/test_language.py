@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mantra_ray.config import LAPTOP, NexusConfig
 from mantra_ray.evaluation.statistics import nested_gain
+from mantra_ray.nexus.adapter import Nexus
 from mantra_ray.training import language
 from mantra_ray.training.language import stream_windows
 from mantra_ray.training.nexus import train_nexus
@@ -125,6 +126,23 @@ def test_no_validation_records_are_no_obstacle(planted):
     fold = dataclasses.replace(planted(), validation=np.zeros(0, np.int64))
     trained = train_nexus(fold, dataclasses.replace(SMALL, epochs=0, language_epochs=1), 0)
     assert not curve(trained, "validation_language_loss") and len(curve(trained, "language_loss")) == 1
+
+
+def test_the_memory_is_written_in_the_order_of_the_records_whatever_the_order_of_the_stream(planted, monkeypatch):
+    """Windows of the stream go through the transformer together, in an order of their own; they write nothing."""
+    warm, streams, seen = Nexus.warm, Nexus.streams, []
+
+    def listening(self, records):
+        made = streams(self, records)
+        seen.append((made[0].candidates.record.tolist(), made[0].candidates.stamp.tolist()))
+        return made
+
+    monkeypatch.setattr(Nexus, "streams", listening)
+    fold = planted()
+    trained = train_nexus(fold, dataclasses.replace(SMALL, language_epochs=2, epochs=0), 0)
+    assert len(seen) == 4 and all(one == (fold.train.tolist(), list(range(len(fold.train)))) for one in seen)
+    again, _ = warm(trained.model, trained.inputs.records.take(torch.tensor(fold.train)))
+    assert all(memory.equals(other) for memory, other in zip(trained.memories, again, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

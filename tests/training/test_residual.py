@@ -9,6 +9,7 @@ import torch
 from mantra_ray.config import LAPTOP, NexusConfig
 from mantra_ray.evaluation.statistics import nested_gain
 from mantra_ray.forward import predict
+from mantra_ray.nexus.adapter import trimmed
 from mantra_ray.nexus.cam import EMPTY
 from mantra_ray.training import residual
 from mantra_ray.training.nexus import train_nexus
@@ -80,6 +81,24 @@ def test_the_memory_is_that_of_the_final_weights_on_the_training_rows(planted, l
         if len(slot):
             assert torch.allclose(memory.key[bucket, slot[0]], key, atol=1e-5)
     assert held(trained) <= set(fold.train.tolist()) and len(held(trained)) > 60
+
+
+def test_batches_read_what_the_epochs_warming_wrote_and_write_nothing(planted, monkeypatch):
+    """Reading comes before writing, whatever the size of a batch."""
+    run_epoch, batches = residual.run_epoch, []
+
+    def watched(model, memories, train, *rest):
+        before, warmed = tuple(memory.clone() for memory in memories), trimmed(model.warm(train)[0])
+        assert all(memory.equals(other) for memory, other in zip(memories, warmed, strict=True))
+        model.register_forward_pre_hook(lambda module, inputs: batches.append((inputs[0], len(inputs[1]))))
+        loss = run_epoch(model, memories, train, *rest)
+        assert all(memory.equals(other) for memory, other in zip(memories, before, strict=True))
+        assert all(read is memories for read, _ in batches) and sum(rows for _, rows in batches) == len(train)
+        return loss
+
+    monkeypatch.setattr(residual, "run_epoch", watched)
+    train_nexus(planted(), dataclasses.replace(SMALL, epochs=1, batch=50), 0)
+    assert [rows for _, rows in batches][:2] == [50, 40]
 
 
 @pytest.mark.parametrize("correct", ["programs", "genes"])

@@ -119,8 +119,8 @@ def test_it_goes_on_where_it_was_and_does_not_start_anew(trained, tmp_path, monk
     keeper = Keeper(tmp_path / "state.pt", "mine", seconds=0)
     with pytest.raises(Interrupted):
         trained("residual", keeper, stop_at(1))
-    passes, run_epoch = [], residual._run_epoch
-    monkeypatch.setattr(residual, "_run_epoch", lambda *a: passes.append(1) or run_epoch(*a))
+    passes, run_epoch = [], residual.run_epoch
+    monkeypatch.setattr(residual, "run_epoch", lambda *a: passes.append(1) or run_epoch(*a))
     trained("residual", keeper)
     assert len(passes) == SMALL.epochs - 2  # epochs 0 and 1 were behind it
 
