@@ -17,7 +17,7 @@ Form = Literal["plain", "rows", "tiles"]
 SWITCH = "MANTRA_READ"  # environment: `plain`, `rows` or `tiles` instead of what `form_of` chooses
 DTYPES = (torch.float32, torch.bfloat16)
 MOST_SLOTS = 1024  # of a bucket, beyond which a query's weights no longer fit into registers
-MOST_TILED = 64  # of a bucket that is read by tiles
+LEAST_TILED, MOST_TILED = 16, 64  # of a bucket that is read by tiles; with fewer the products are mostly padding
 SORTED_FROM = 32  # queries a bucket from which sorting them pays,
 SORTED_BYTES = 2**29  # and bytes of keys and values to read from which it pays at all
 TILE_BYTES = 2**14  # of slots' keys or values that a program holds at once: by it 128 a thread of 4 warps
@@ -62,7 +62,7 @@ def form_of(memory: Memory, query: Tensor) -> Form:
     buckets, slots = memory.record.shape
     gathered = len(query) * slots * (memory.key[0, 0].nbytes + memory.value[0, 0].nbytes)
     many = len(query) >= SORTED_FROM * buckets and gathered >= SORTED_BYTES
-    return "tiles" if many and slots <= MOST_TILED else "rows"
+    return "tiles" if many and LEAST_TILED <= slots <= MOST_TILED else "rows"
 
 
 def readable(memory: Memory, query: Tensor) -> bool:

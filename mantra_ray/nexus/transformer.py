@@ -181,9 +181,7 @@ class Transformer(nn.Module):
         """
         x = self.embedding(tokens)
         if known is not None:
-            keep = torch.ones_like(tokens, dtype=x.dtype)
-            keep[:, 0] = known
-            x = x * keep[..., None]
+            x[:, 0] *= known[:, None]
         places = rotation(tokens.shape[1], self.head_width, x)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type in self.reduced_on):
             for block in self.blocks:
