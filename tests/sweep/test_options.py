@@ -62,7 +62,15 @@ def test_help_says_defaults_in_words(capsys):
     "args",
     [
         *("--seeds 0", "--cpus-per-trial 0", "--gpus-per-trial -1", "--num-trials 0", "--workers-per-trial 0"),
-        *("--confirm -1", "--splits wrong", "--name a/b", "--name ..", "--out /dev/null", "--out /dev/null/below"),
+        *(
+            "--confirm -1",
+            "--splits wrong",
+            "--name a/b",
+            "--name ..",
+            "--out /dev/null",
+            "--out /dev/null/below",
+            "--out s3://bucket/runs",
+        ),
     ],
 )
 def test_impossible_values_name_the_option(args):
