@@ -178,7 +178,7 @@ class Options(ExperimentOptions):
         if self.name != Path(self.name).name or self.name == "..":
             raise InputError("options", "--name", self.name, "must be a plain name; --out sets the folder")
         if "://" in self.out:
-            problem = "a sweep writes to a folder that all machines share; cluster/upload.py copies its rows to a bucket"
+            problem = "a sweep writes to a folder that all machines share: cluster/upload.py copies rows to a bucket"
             raise InputError("options", "--out", self.out, problem)
         check_writable(Path(self.out))
 
