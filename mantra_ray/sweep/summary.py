@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 
 from mantra_ray.config import ExperimentConfig
@@ -16,6 +17,7 @@ from mantra_ray.errors import InputError
 from mantra_ray.evaluation.statistics import Interval, nested_difference, nested_gain
 from mantra_ray.fields import flatten
 from mantra_ray.sweep.options import ExperimentOptions
+from mantra_ray.sweep.rowfiles import choose
 from mantra_ray.sweep.store import Store
 
 PAIRED = ("seed", "split.kind")
@@ -24,6 +26,7 @@ CEILING = "noise_ceiling"
 MEMORY = ("memory_off", "memory_shuffled", "memory_on")
 COLUMNS = ["arm", "seed", "regulator", "squared_error", "reference_error"]
 DEFAULTS = flatten(ExperimentOptions().experiment(0))
+TOGETHER = 256  # configurations whose rows are read together
 TIE = 1e-6  # gains that differ by less are the same
 
 
@@ -83,10 +86,15 @@ def read_arms(store: Store, trials: Sequence[dict[str, Any]], part: str, arms: t
         return {}
     where = ds.field("part") == part
     where = where & ds.field("arm").isin(arms) if arms else where
-    rows = store.read("records", [row["trial"] for row in trials], COLUMNS, where).combine_chunks()
+    return arms_of(store.read("records", [row["trial"] for row in trials], COLUMNS, where), trials[0])
+
+
+def arms_of(rows: pa.Table, trial: dict[str, Any]) -> dict[str, Arm]:
+    """Every arm of rows of the table `records`, seeds pooled, judged as the trial says."""
+    rows = rows.combine_chunks()
     names = np.asarray(rows["arm"].to_pylist(), dtype=str)
     columns = {name: rows[name].to_numpy() for name in COLUMNS[1:]}
-    evaluation = trials[0]["evaluation.bootstrap"], trials[0]["evaluation.confidence"]
+    evaluation = trial["evaluation.bootstrap"], trial["evaluation.confidence"]
     found = {}
     for name in dict.fromkeys(names.tolist()):
         error, reference, regulator, seed = (columns[c][names == name] for c in COLUMNS[3:] + COLUMNS[2:0:-1])
@@ -117,9 +125,8 @@ def configurations(store: Store, trials: Sequence[dict[str, Any]]) -> list[Confi
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in nexus:
         groups.setdefault((row["split.kind"], *(value(row, name) for name in swept)), []).append(row)
-    for (split, *values), rows in groups.items():
-        part = {name: read_arms(store, rows, name, ("memory_on",)) for name in ("validation", "test")}
-        validation, test = (part[name].get("memory_on") for name in ("validation", "test"))
+    read = memory_on(store, list(groups.values()))
+    for ((split, *values), rows), (validation, test) in zip(groups.items(), read, strict=True):
         if test is not None:
             chance = validation.gain.value if validation is not None else float("nan")
             knobs = dict(zip(swept, values, strict=True))
@@ -127,6 +134,18 @@ def configurations(store: Store, trials: Sequence[dict[str, Any]]) -> list[Confi
             item = found.setdefault(tuple(values), Configuration(knobs, {}, settings))
             item.results[split] = Result(rows, chance, test.gain)
     return list(found.values())
+
+
+def memory_on(store: Store, groups: Sequence[list[dict[str, Any]]]) -> Iterator[tuple[Arm | None, Arm | None]]:
+    """The memory on validation and on test records of each group of trials; files are listed once for many."""
+    for begin in range(0, len(groups), TOGETHER):
+        some = groups[begin : begin + TOGETHER]
+        trials = [row["trial"] for group in some for row in group]
+        rows = store.read("records", trials, ["trial", "part", *COLUMNS], ds.field("arm") == "memory_on")
+        for group in some:
+            mine = choose(rows, None, ds.field("trial").isin([row["trial"] for row in group]))
+            parts = (choose(mine, COLUMNS, ds.field("part") == part) for part in ("validation", "test"))
+            yield tuple(arms_of(part, group[0]).get("memory_on") for part in parts)
 
 
 def value(row: dict[str, Any], name: str) -> Any:
