@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -181,6 +181,11 @@ def sweeping(quick: bool) -> Ratio:
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
                 count = 2 * throughput.SEEDS if quick else 30
                 rows[way] = process.submit(throughput.measure, way, count, True, Path(folder) / way).result()
+    return by_ways(rows)
+
+
+def by_ways(rows: dict[str, dict[str, Any]]) -> Ratio:
+    """What `throughput.measure` found of the same trials, by way."""
     agree = throughput.agree(list(rows.values()))
     times = [rows[way]["wall"] / rows[way]["count"] for way in ("tune", "sweep")]
     return Ratio(f"sweep, {rows['sweep']['count']} tiny trials", *times, 0.0 if agree else float("inf"))

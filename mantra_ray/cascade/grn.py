@@ -232,9 +232,8 @@ def fit_grn(
     for _ in range(course.begin("network", model=model, steps=steps), config.epochs):
         total = torch.zeros((), dtype=torch.float64, device=device)
         for batch in torch.randperm(len(target), generator=course.draw).to(device).split(size):
-            total += train_step(model, steps, rows, target, batch, config.accumulate, penalty, inputs.scale) * len(
-                batch
-            )
+            loss = train_step(model, steps, rows, target, batch, config.accumulate, penalty, inputs.scale)
+            total += loss * len(batch)
         course.end_epoch({"loss": float(replicas.sum(total)) / len(target)})
     trained = np.isin(np.arange(len(inputs.regulator_node)), regulator)
     if not trained.all():

@@ -245,7 +245,6 @@ def run_units(
             "records": ray.put(records),
             "units": list(units),
             "workers": workers,
-            "spare": own_gpu,
             "own_gpu": own_gpu,
         },
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),

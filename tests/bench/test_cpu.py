@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 
 from mantra_ray.bench import cpu
 from mantra_ray.errors import InputError
@@ -57,8 +56,9 @@ def test_a_file_without_rows_is_refused(tmp_path, text):
         cpu.earlier_ratios(str(tmp_path / "earlier.json"))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_sweep_finds_what_tune_alone_finds():
-    row = cpu.sweeping(quick=True)
-    assert row.error == 0 and row.plain > 0 and torch.isfinite(torch.tensor(row.ratio))
+def test_a_sweep_is_compared_with_tune_alone_by_wall_time_a_trial():
+    rows = {way: {"way": way, "wall": wall, "count": 10, "gains": [0.1]} for way, wall in (("tune", 6), ("sweep", 2))}
+    row = cpu.by_ways(rows)
+    assert (row.work, row.ratio, row.error) == ("sweep, 10 tiny trials", pytest.approx(3), 0)
+    rows["tune"]["gains"] = [0.2]
+    assert cpu.by_ways(rows).error == float("inf")
