@@ -138,11 +138,9 @@ class GrnConfig:
     accumulate: int = 1
     """Parts of a batch that go through one after another, their gradients added up: the same step in less memory."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """How node states are kept and multiplied in training, sums over edges in float32 always; auto is bfloat16 on GPUs
-    that have it, float32 elsewhere. Predictions are made in float32."""
+    """Of node states in training; auto is bfloat16 on GPUs that have it, float32 elsewhere. Predictions are float32."""
     replicas: int = 0
-    """Workers that train one network together, each on its share of every batch. 0: on whole GPUs all that would be
-    idle, else one, so that on a CPU no bit depends on how many workers there are."""
+    """Workers that train one network together, each a share of every batch; 0: on whole GPUs all that would be idle."""
 
 
 @dataclass(frozen=True)

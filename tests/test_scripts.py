@@ -161,3 +161,17 @@ def test_run_again_everything_is_skipped_and_nothing_changes(swept):
     for line in text.splitlines():
         if line.startswith(("memory_on", "gnn", "ridge")):
             assert line in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more", "said"),
+    [("joint", ["--confirm", "1"], "chosen on validation, run again on 1 fresh seed"), ("ablation", [], "fifo")],
+    ids=("joint", "ablation"),
+)
+def test_other_recipes_run_to_their_end(tmp_path, recipe, more, said):
+    smoke = ["--smoke", "--seeds", "1", "--splits", "seen", *more, "--out", tmp_path]
+    done = command(f"sweeps/{recipe}.py", *smoke)
+    assert done.returncode in (0, 1), done.stdout + done.stderr  # 1: so small a sweep may ring the alarm of its control
+    trials = pd.read_parquet(tmp_path / recipe / "results" / "trials")
+    assert (trials["status"] == "done").all() and len(trials) > 5
+    assert said in done.stdout and "Traceback" not in done.stderr

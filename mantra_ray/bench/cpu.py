@@ -24,7 +24,7 @@ from rich.table import Table
 
 from mantra_ray import terminal
 from mantra_ray.bench import throughput
-from mantra_ray.bench.gpu_language import QUICK, Size, make_model, make_records
+from mantra_ray.bench.made import QUICK, Size, make_model, make_records
 from mantra_ray.bench.measured import deviation, seconds
 from mantra_ray.bench.warming import VALUE, make_stream, single
 from mantra_ray.config import NexusConfig

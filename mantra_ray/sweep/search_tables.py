@@ -13,6 +13,7 @@ from rich.table import Table
 from mantra_ray.evaluation.statistics import Interval
 from mantra_ray.sweep.knobs import words
 from mantra_ray.sweep.paired import compare, errors, shared
+from mantra_ray.sweep.power import counted
 from mantra_ray.sweep.store import Store
 from mantra_ray.sweep.summary import Arm, read_arms, read_description
 
@@ -92,7 +93,8 @@ def confirmation(store: Store, split: str, found: dict[str, Any], console: Conso
     }
     validation = {name: arm(store, rows, "validation") for name, rows in trials.items()}
     test = {name: arm(store, trials[name], "test") for name in ("fresh", "default")}
-    console.print(f"\n{split}: chosen on validation, run again on {len(found['fresh'])} fresh seeds", style="bold")
+    fresh = counted(len(found["fresh"]), "fresh seed")
+    console.print(f"\n{split}: chosen on validation, run again on {fresh}", style="bold")
     rows = [
         (words(found["winner"]), validation["searched"], validation["fresh"], test["fresh"]),
         ("default", validation["default_searched"], validation["default"], test["default"]),

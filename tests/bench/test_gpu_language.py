@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mantra_ray.bench import gpu_language
-from mantra_ray.bench.gpu_language import QUICK, Size, block_flop, header_flop, make_model, make_records, rows
+from mantra_ray.bench.gpu_language import block_flop, header_flop, rows
+from mantra_ray.bench.made import QUICK, Size, make_model, make_records
 from mantra_ray.bench.measured import Card
 from mantra_ray.nexus.transformer import Transformer
 
