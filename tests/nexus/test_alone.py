@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import mantra_ray
@@ -26,6 +27,8 @@ def test_nexus_and_config_alone_can_be_imported(tmp_path):
     for name in ("__init__.py", "config.py"):
         shutil.copy(PACKAGE / name, alone / name)
     modules = sorted(path.stem for path in (PACKAGE / "nexus").glob("*.py") if path.stem != "__init__")
+    if find_spec("triton") is None:  # not to be had on every platform, and needed on a GPU alone
+        modules = [name for name in modules if not name.endswith("kernels")]
     assert {"adapter", "cam", "reader", "records", "routing", "tokens", "transformer", "warming"} <= set(modules)
     # -I: no folder of the caller, no PYTHONPATH; the copy comes first, before an installed package
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})" + SCRIPT.format(names=modules)
