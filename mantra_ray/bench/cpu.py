@@ -24,6 +24,7 @@ from rich.table import Table
 
 from mantra_ray import terminal
 from mantra_ray.bench import throughput
+from mantra_ray.bench.checks import check_json
 from mantra_ray.bench.made import QUICK, Size, make_model, make_records
 from mantra_ray.bench.measured import deviation, seconds
 from mantra_ray.bench.warming import VALUE, make_stream, single
@@ -33,7 +34,7 @@ from mantra_ray.files import atomic
 from mantra_ray.nexus.adapter import trimmed
 from mantra_ray.nexus.cam import EMPTY, Memory, read, visible_slots, write
 from mantra_ray.nexus.warming import warm, warm_plainly
-from mantra_ray.sweep.options import check_writable, shown
+from mantra_ray.sweep.options import shown
 from mantra_ray.training.inputs import Space
 
 PARTS = ("read", "write", "warming", "step", "sweep")
@@ -60,10 +61,7 @@ class Options:
         for name in self.parts:
             if name not in PARTS:
                 raise InputError("options", "--parts", name, f"must be among {', '.join(PARTS)}")
-        if self.out:
-            if Path(self.out).suffix != ".json" or Path(self.out).is_dir():
-                raise InputError("options", "--out", self.out, "must be a .json file")
-            check_writable(Path(self.out).parent)
+        check_json(self.out)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mantra_ray import terminal
+from mantra_ray.bench.checks import check_device
 from mantra_ray.bench.measured import Card, Row, measure_card
 from mantra_ray.errors import InputError
 from mantra_ray.files import atomic
@@ -57,11 +58,7 @@ class Options:
                 raise InputError("options", "--parts", name, f"must be among {', '.join((*PARTS, *SEVERAL))}")
         if self.gpus < 0:
             raise InputError("options", "--gpus", self.gpus, "must be at least 0")
-        if self.device:
-            try:
-                torch.empty(0, device=self.device)
-            except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-                raise InputError("options", "--device", self.device, str(error).splitlines()[0]) from None
+        check_device(self.device)
         if self.out:
             check_writable(Path(self.out))
 

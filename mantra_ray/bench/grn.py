@@ -24,13 +24,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mantra_ray import terminal
+from mantra_ray.bench.checks import check_device, check_json
 from mantra_ray.bench.warming import bandwidth, timed
 from mantra_ray.cascade.grn import SLOPE, Grn, GrnInputs, grn_inputs
 from mantra_ray.cascade.rounds import Round, SignedEdges, block_of
 from mantra_ray.config import GrnConfig
 from mantra_ray.errors import InputError
 from mantra_ray.files import atomic
-from mantra_ray.sweep.options import check_writable, shown
+from mantra_ray.sweep.options import shown
 
 PARTS = ("forward", "both")  # forward alone, and with the backward pass
 DOSES, STATES = (0.3, 0.6, 0.95), 2
@@ -73,15 +74,8 @@ class Options:
                 raise InputError("options", f"--{name.replace('_', '-')}", getattr(self, name), "must be at least 1")
         if self.seed < 0:
             raise InputError("options", "--seed", self.seed, "must be at least 0")
-        if self.device:
-            try:
-                torch.empty(0, device=self.device)
-            except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-                raise InputError("options", "--device", self.device, str(error).splitlines()[0]) from None
-        if self.out:
-            if Path(self.out).suffix != ".json" or Path(self.out).is_dir():
-                raise InputError("options", "--out", self.out, "must be a .json file")
-            check_writable(Path(self.out).parent)
+        check_device(self.device)
+        check_json(self.out)
 
 
 def make_inputs(genes: int, edges: int, seed: int) -> GrnInputs:

@@ -30,6 +30,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from mantra_ray import terminal
+from mantra_ray.bench.checks import check_device
 from mantra_ray.bench.probes import CURVE, fill, recalls
 from mantra_ray.bench.zipf import COHERENCE, TOPICS, StreamConfig, make_stream
 from mantra_ray.config import NexusConfig
@@ -100,11 +101,7 @@ class Options:
         self._demand(not math.isnan(self.gamma), "gamma", self.gamma, "must be a number")
         self._demand(0 <= self.paraphrase <= 1, "paraphrase", self.paraphrase, "must be from 0 to 1")
         self._demand(0 < self.exponent < math.inf, "exponent", self.exponent, "must be above 0")
-        if self.device:
-            try:
-                torch.empty(0, device=self.device)
-            except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-                raise InputError("options", "--device", self.device, str(error).splitlines()[0]) from None
+        check_device(self.device)
         if self.out:
             fits = Path(self.out).suffix in (".parquet", ".json") and not Path(self.out).is_dir()
             self._demand(fits, "out", self.out, "must be a .parquet or .json file")

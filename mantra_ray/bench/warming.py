@@ -14,7 +14,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -26,12 +25,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mantra_ray import terminal
+from mantra_ray.bench.checks import check_device, check_json
 from mantra_ray.config import NexusConfig
 from mantra_ray.errors import InputError
 from mantra_ray.files import atomic
 from mantra_ray.nexus.cam import Candidates, Memory
 from mantra_ray.nexus.warming import Stream, warm, warm_plainly
-from mantra_ray.sweep.options import check_writable, shown
+from mantra_ray.sweep.options import shown
 
 PROGRAMS = 30
 VALUE = 2 * PROGRAMS + 2  # residual, base, dose and noise of a record
@@ -83,15 +83,8 @@ class Options:
         for name, least in (("sample", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError("options", f"--{name}", getattr(self, name), f"must be at least {least}")
-        if self.device:
-            try:
-                torch.empty(0, device=self.device)
-            except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-                raise InputError("options", "--device", self.device, str(error).splitlines()[0]) from None
-        if self.out:
-            if Path(self.out).suffix != ".json" or Path(self.out).is_dir():
-                raise InputError("options", "--out", self.out, "must be a .json file")
-            check_writable(Path(self.out).parent)
+        check_device(self.device)
+        check_json(self.out)
 
 
 def make_stream(records: int, buckets: int, dim: int, skew: float, seed: int, device: str) -> tuple[Stream, int]:
