@@ -28,6 +28,7 @@ from mantra_ray.config import (
 )
 from mantra_ray.errors import InputError
 from mantra_ray.fields import flatten
+from mantra_ray.files import place
 from mantra_ray.sweep.knobs import NUISANCE, Knob, product, unpinned
 from mantra_ray.sweep.racing import FIRST
 from mantra_ray.sweep.spec import Scheduler, Search, SweepSpec
@@ -143,6 +144,8 @@ class Options(ExperimentOptions):
     """Name of the sweep and of its folder."""
     out: Annotated[str, shown("FOLDER", "runs")] = "runs"
     """Folder of the sweeps; on a cluster, one that all machines share."""
+    copy_to: Annotated[str, shown("ADDRESS", "nowhere")] = ""
+    """Another folder, or an address such as s3://bucket/runs, to which the tables are copied when the sweep ends."""
     address: Annotated[str, shown("ADDRESS", "start Ray on this machine")] = ""
     """Address of a Ray cluster, or auto."""
     cpus_per_trial: float = 1.0
@@ -178,8 +181,12 @@ class Options(ExperimentOptions):
         if self.name != Path(self.name).name or self.name == "..":
             raise InputError("options", "--name", self.name, "must be a plain name; --out sets the folder")
         if "://" in self.out:
-            problem = "a sweep writes to a folder that all machines share: cluster/upload.py copies rows to a bucket"
+            problem = "must be a folder that all machines share; --copy-to takes the tables to an address"
             raise InputError("options", "--out", self.out, problem)
+        try:
+            place(self.copy_to)
+        except ValueError as error:
+            raise InputError("options", "--copy-to", self.copy_to, str(error)) from None
         check_writable(Path(self.out))
 
     @property

@@ -18,7 +18,7 @@ from mantra_ray.data.screen import Screen
 from mantra_ray.data.splits import make_split
 from mantra_ray.errors import InputError
 from mantra_ray.fields import replace as replace_fields
-from mantra_ray.files import clear_unfinished, unfinished
+from mantra_ray.files import Place, clear_unfinished, place, unfinished
 from mantra_ray.forward import Fold
 from mantra_ray.provenance import code_version, provenance
 from mantra_ray.sweep import worker
@@ -35,6 +35,7 @@ from mantra_ray.sweep.search import SearchPlan, searches
 from mantra_ray.sweep.spec import SweepSpec, TrialSpec
 from mantra_ray.sweep.store import Store
 from mantra_ray.sweep.tuning import Watcher, tune_trials
+from mantra_ray.sweep.upload import upload
 from mantra_ray.training.inputs import check_memory
 from mantra_ray.training.stages import make_folds
 
@@ -80,6 +81,8 @@ def run_sweep(spec: SweepSpec, options: Options, console: Console, run: Callable
             return 130
     describe(root, work.trials, plan, timing)
     sound = print_summary(root, console)
+    if options.copy_to:
+        copy(root, place(options.copy_to) / spec.name, console)
     ended = store.ended()
     return int(not (sound and all(ended.get(trial) in ("done", "pruned") for trial in work.trials)))
 
@@ -137,6 +140,14 @@ def _run(
         count=watcher.count,
         slots=beside,
     )
+
+
+def copy(root: Path, target: Place, console: Console) -> None:
+    """Copy the tables to `target`; InputError where that does not work."""
+    try:
+        console.print(f"{upload(root, target)} files of rows copied to {target}", highlight=False)
+    except Exception as error:  # whatever the address's own package raises
+        raise InputError("options", "--copy-to", str(target), f"{type(error).__name__}: {error}") from error
 
 
 def sweep_root(options: Options, spec: SweepSpec) -> Path:

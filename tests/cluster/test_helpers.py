@@ -6,6 +6,7 @@ import pytest
 from mantra_ray.config import ExperimentConfig
 from mantra_ray.files import place
 from mantra_ray.sweep.folder import sweep_folder
+from mantra_ray.sweep.schema import SCHEMAS
 from mantra_ray.sweep.spec import SweepSpec
 from mantra_ray.sweep.store import Store
 
@@ -45,7 +46,7 @@ def test_rows_in_a_bucket_are_those_of_the_folder(script, sweep, bucket):
     root, trials = sweep(len(trials))
     assert upload.upload(root, place(bucket)) == 4 * (len(trials) - 1)  # what was there is not copied again
     _, there, described = sweep_folder(bucket)
-    for table in upload.TABLES:
+    for table in SCHEMAS:
         assert there.read(table).equals(Store(root / "results").read(table))
     assert set(described) == {trial.id for trial in trials} == there.finished()
     assert not [name for name in fsspec.filesystem("memory").find("/bucket") if "partial" in name]

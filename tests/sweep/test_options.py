@@ -70,6 +70,7 @@ def test_help_says_defaults_in_words(capsys):
             "--out /dev/null",
             "--out /dev/null/below",
             "--out s3://bucket/runs",
+            "--copy-to nosuch://x",
         ),
     ],
 )

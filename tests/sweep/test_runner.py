@@ -72,6 +72,12 @@ def test_sweep_runs_and_finished_trials_are_skipped(sweep, tmp_path):
     code, text = sweep(never)
     assert code == 0 and "6 of them finished before" in text
     assert store.read("trials").to_pylist() == trials
+    code, text = sweep(never, copy_to="memory://bucket/runs")
+    assert code == 0 and "24 files of rows copied to memory" in text  # 6 trials of 4 tables
+    assert Store("memory://bucket/runs/test/results").read("records").equals(store.read("records"))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="--copy-to"):
+        sweep(never, copy_to=str(tmp_path / "file"))
 
 
 def test_failed_trials_have_rows_and_are_retried(sweep, tmp_path):
