@@ -63,6 +63,10 @@ class Bench:
         """Provenance as columns of a trial's row."""
         return {f"provenance.{name}": value for name, value in self.provenance.items()}
 
+    def board(self, spec: TrialSpec) -> TrialBoard:
+        """Where TensorBoard finds a trial."""
+        return TrialBoard(self.root / "tensorboard" / spec.id)
+
 
 def execute(spec: TrialSpec, fold: SharedFold, bench: Bench, on_epoch: OnEpoch, keeper: Keeper) -> TrialOutcome:
     """Run a trial in this process, or a memory's on several Ray Train workers if the bench has more than one."""
@@ -76,6 +80,7 @@ def execute(spec: TrialSpec, fold: SharedFold, bench: Bench, on_epoch: OnEpoch, 
             "fold": fold.path,
             "on_epoch": on_epoch,
             "keeper": keeper,
+            "board": bench.board(spec),
             "threads": threads(bench),
         },
         scaling_config=train.ScalingConfig(
@@ -95,6 +100,8 @@ def execute(spec: TrialSpec, fold: SharedFold, bench: Bench, on_epoch: OnEpoch, 
 def _rank(config: dict[str, Any]) -> TrialOutcome:
     """One worker of a distributed trial: all run it together, and Ray Train hands over what rank 0 returns."""
     first = train.get_context().get_world_rank() == 0
+    if first:
+        config["board"].clear()  # of a worker that died: this one tells of all epochs
     torch.set_num_threads(config["threads"])
     if get_device().type == "cuda":
         torch.cuda.set_device(get_device())
@@ -134,7 +141,7 @@ def trial(config: dict[str, dict[str, str]], bench: Bench, run: Callable[..., Tr
     torch.set_num_threads(threads(bench))
     if not bench.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray shows every GPU to an actor that asked for none
-    board = TrialBoard(bench.root / "tensorboard" / spec.id)
+    board = bench.board(spec)
     board.clear()
     started, clock = datetime.now(UTC), time.perf_counter()
     outcome, error = None, None
