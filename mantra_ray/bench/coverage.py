@@ -186,7 +186,7 @@ def measure(case: Scenario, options: Options) -> dict:
             "difference": mean_interval(gained, regulator, seed, *settings),
             "gain": nested_gain(error, reference, regulator, seed, *settings),
             "iqm": interquartile_interval(*pairs, *settings),
-            "improvement": improvement_interval(*pairs, CONFIDENCE),
+            "improvement": improvement_interval(*pairs, *settings),
             "plain": plain_interval(gained, regulator, seed, options.resamples),
         }
         for name, interval in found.items():

@@ -82,7 +82,8 @@ class Spread:
     """Variances of M statistics over regulators and seeds, each [M], from the influence of their cells.
 
     influence [S, R, M]: what a cell (seed, regulator) adds to the statistic's error in first order, summing to 0 over
-    cells; share [S, R, M]: the cells' weights, summing to 1.
+    cells; share [S, R, M]: the cells' weights, summing to 1; seed_influence [S, R, M]: the same where seeds are to be
+    compared by something else than the influence.
     """
 
     variance: np.ndarray  # of the statistic
@@ -92,12 +93,13 @@ class Spread:
     regulators: int
 
     @staticmethod
-    def of(influence: np.ndarray, share: np.ndarray) -> Spread:
+    def of(influence: np.ndarray, share: np.ndarray, seed_influence: np.ndarray | None = None) -> Spread:
         seeds, regulators, _ = influence.shape
         shrink, freedom = (regulators - 1) / regulators, max(seeds - 1, 1)
-        by_regulator, between = influence.sum(0), seed_variance(influence, share)
+        by_seed = influence if seed_influence is None else seed_influence
+        by_regulator, between = influence.sum(0), seed_variance(by_seed, share)
         of_regulators = np.square(by_regulator).sum(0) / shrink
-        of_seeds = np.square(influence.sum(1)).sum(0) * seeds / freedom  # with what seeds differ in by chance
+        of_seeds = np.square(by_seed.sum(1)).sum(0) * seeds / freedom  # with what seeds differ in by chance
         variance, most = of_regulators + between, np.full_like(between, regulators - 1)
         spread = np.square(of_regulators) / (regulators - 1) + np.square(of_seeds) / freedom
         found = np.divide(np.square(variance), spread, out=most.copy(), where=between > 0)

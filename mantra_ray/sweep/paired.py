@@ -77,7 +77,7 @@ def compare(
     difference = Interval(float(gained.sum() / total) if total else 0.0, float(lower), float(upper), len(gained))
     pairs = pair_gains(gained, reference, *who)
     middle = interquartile_interval(*pairs, resamples, confidence)
-    return difference, middle, improvement_interval(*pairs, confidence), p_value
+    return difference, middle, improvement_interval(*pairs, resamples, confidence), p_value
 
 
 def errors(store: Store, trials: Sequence[dict], arm: str, part: str) -> dict[str, np.ndarray]:

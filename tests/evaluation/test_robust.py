@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, trim_mean
+from scipy.stats import beta, norm, trim_mean
 
 from mantra_ray.evaluation import robust
 from mantra_ray.evaluation.robust import (
@@ -69,15 +69,30 @@ def test_improvement_is_a_share_with_ties_counting_half():
 
 def test_all_better_is_no_certainty():
     found = improvement_interval(np.ones(30), np.arange(30), np.zeros(30))
-    exact = binomtest(30, 30).proportion_ci(0.95, "exact")
-    assert (found.value, found.upper) == (1.0, 1.0) and found.lower == pytest.approx(exact.low)
+    assert (found.value, found.upper) == (1.0, 1.0) and found.lower == pytest.approx(beta.ppf(0.025, 30.5, 0.5))
 
 
-def test_independent_pairs_have_clopper_and_pearsons_interval():
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_seeds_that_agree_by_chance_are_known_for_it(seeds):
+    rng, runs = np.random.default_rng(seeds), 200
+    seed, regulator = np.repeat(np.arange(seeds), 20), np.tile(np.arange(20), seeds)
+    truth, covered, agreed = norm.cdf(0.7), 0, 0
+    for _ in range(runs):
+        gain = (
+            0.7 + rng.normal(size=seeds)[seed] + 0.1 * rng.normal(size=len(seed))
+        )  # a seed turns all regulators alike
+        found = improvement_interval(gain, regulator, seed)
+        assert found.lower <= found.value <= found.upper
+        covered += found.lower <= truth <= found.upper
+        agreed += found.value == 1
+    assert 0.91 <= covered / runs <= 0.99
+    assert seeds > 3 or agreed > runs / 4  # a third of the experiments: no share alone could tell
+
+
+def test_independent_pairs_have_jeffreys_interval():
     gain = np.where(np.arange(400) < 260, 1.0, -1.0)
     found = improvement_interval(gain, np.arange(400), np.zeros(400))
-    exact = binomtest(260, 400).proportion_ci(0.95, "exact")
-    assert (found.lower, found.upper) == pytest.approx((exact.low, exact.high), abs=1e-3)
+    assert (found.lower, found.upper) == pytest.approx(beta.interval(0.95, 260.5, 140.5), abs=1e-3)
 
 
 def test_one_regulator_has_no_interval():
