@@ -21,20 +21,22 @@ from mantra_ray.nexus import head
 from mantra_ray.nexus.adapter import Memories, Nexus, trimmed
 from mantra_ray.nexus.records import Records
 from mantra_ray.nexus.tokens import HEADER
+from mantra_ray.training.descent import Descent
 from mantra_ray.training.inputs import Space
-from mantra_ray.training.residual import Stepper, run_epoch
+from mantra_ray.training.residual import Regression, Stepper
 
 ROUNDED, EXACT = 0.03, 1e-4  # tolerances: products in bfloat16, and in float32
 STEPS = 10**6  # of the schedule: more than are made
+REPLAYED = 3  # batches of a shape, of which a GPU replays the last from its record
 
 
 def rows(card: Card, quick: bool) -> Iterator[Row]:
     """Rows of all work; on a GPU as written and compiled."""
     size = QUICK if quick else Size()
+    yield entropy_row(card, size)
+    yield loss_row(card, size)
     for compiled in (False, True) if _on_gpu(card) else (False,):
         yield header_row(card, size, compiled)
-        yield entropy_row(card, size, compiled)
-        yield loss_row(card, size, compiled)
         for batch in size.batches:
             yield training_row(card, size, batch, compiled)
         yield stream_row(card, size, compiled)
@@ -84,7 +86,7 @@ def header_row(card: Card, size: Size, compiled: bool) -> Row:
     return _row(card, "header retrieval", compiled, work, size.headers, "records", floor, error, 1e7, note)
 
 
-def entropy_row(card: Card, size: Size, compiled: bool) -> Row:
+def entropy_row(card: Card, size: Size) -> Row:
     """Entropy and surprisal of 16 tokens, as a warming pass asks for them."""
     hidden, weight, content = _head_inputs(card, size)
 
@@ -93,19 +95,19 @@ def entropy_row(card: Card, size: Size, compiled: bool) -> Row:
         return -(log_p.exp() * log_p).sum(-1), -log_p.gather(1, content).mean(-1)
 
     def work() -> tuple[Tensor, Tensor]:
-        return head.entropy(hidden, weight, content, _reduced(card, hidden), compiled)
+        return head.entropy(hidden, weight, content, _reduced(card, hidden))
 
     with torch.no_grad():
         few, told = hidden[: size.checked], content[: size.checked]
-        found = head.entropy(few, weight, told, _reduced(card, few), compiled, chunk=len(few) * len(weight) // 3)
+        found = head.entropy(few, weight, told, _reduced(card, few), chunk=len(few) * len(weight) // 3)
         true = plainly(few.double(), weight.double(), told)
         error = max(deviation(mine, theirs) for mine, theirs in zip(found, true, strict=True))
         note = _beside(card, lambda: plainly(hidden, weight, content), len(hidden))
         floor = _per_second(card, head_flop(size.width, size.vocabulary))
-        return _row(card, _title("entropy", size), compiled, work, len(hidden), "tokens", floor, error, None, note)
+        return _row(card, _title("entropy", size), False, work, len(hidden), "tokens", floor, error, None, note)
 
 
-def loss_row(card: Card, size: Size, compiled: bool) -> Row:
+def loss_row(card: Card, size: Size) -> Row:
     """Cross-entropy of the next token and its gradients by hidden states and weights."""
     hidden, weight, content = _head_inputs(card, size)
     target, reduced = content[:, 0], _reduced(card, hidden)
@@ -117,8 +119,8 @@ def loss_row(card: Card, size: Size, compiled: bool) -> Row:
         logits = head.logits(hidden, weight, _reduced(card, hidden))
         return gradients(F.cross_entropy(logits, target), hidden, weight)
 
-    def by_chunks(hidden: Tensor, weight: Tensor, target: Tensor, chunk: int = head.CHUNK) -> tuple[Tensor, ...]:
-        return gradients(head.cross_entropy(hidden, weight, target, reduced, compiled, chunk), hidden, weight)
+    def by_chunks(hidden: Tensor, weight: Tensor, target: Tensor, chunk: int | None = None) -> tuple[Tensor, ...]:
+        return gradients(head.cross_entropy(hidden, weight, target, reduced, chunk), hidden, weight)
 
     few = [tensor.detach()[: size.checked].requires_grad_() for tensor in (hidden,)] + [weight]
     found = by_chunks(*few, target[: size.checked], chunk=size.checked * size.vocabulary // 3)
@@ -131,7 +133,7 @@ def loss_row(card: Card, size: Size, compiled: bool) -> Row:
         return by_chunks(hidden, weight, target)
 
     title = _title("language loss", size)
-    return _row(card, title, compiled, work, len(hidden), "tokens", floor, error, None, note)
+    return _row(card, title, False, work, len(hidden), "tokens", floor, error, None, note)
 
 
 def training_row(card: Card, size: Size, batch: int, compiled: bool) -> Row:
@@ -142,28 +144,35 @@ def training_row(card: Card, size: Size, batch: int, compiled: bool) -> Row:
     memories, space = trimmed(model.warm(records)[0]), Space(lift=torch.eye(PROGRAMS, device=card.device))
     error = _first_loss_error(model, memories, records.take(slice(min(batch, size.checked))), space)
     stepper, draw = Stepper(model, dict(model.named_parameters()), STEPS), torch.Generator().manual_seed(0)
+    regression = Regression(model, records, space, stepper)
 
     def work() -> float:
-        return run_epoch(model, memories, records, space, stepper, draw)
+        return regression.epoch(memories, draw)
+
+    def launched() -> float:
+        other = Regression(model, records, space, stepper)
+        other.descent.replays = False
+        return other.epoch(memories, draw)
 
     said = block_flop(size, vocabulary.length - 1) + (vocabulary.length - 1) * head_flop(size.width, vocabulary.size)
     floor = _per_second(card, 3 * (header_flop(size) + said))
     note = f"{vocabulary.length} tokens a record, vocabulary {vocabulary.size:,}"
     work_name = f"Mode B step, batch {batch:,}"
-    return _row(card, work_name, compiled, work, len(records), "records", floor, error, 1e5, note, repeats=3)
+    return _row(card, work_name, compiled, work, len(records), "records", floor, error, 1e5, note, 3, launched)
 
 
 def _first_loss_error(model: Nexus, memories: Memories, records: Records, space: Space) -> float:
-    """How far the first step's loss is from the error of the model's corrections in float64."""
+    """How far a step's loss at the first weights is from the error of the model's corrections in float64."""
     memories64 = [type(memory)(**in_float64(memory)) for memory in memories]
     records64, space64 = Records(**in_float64(records)), Space(lift=space.lift.double().cpu())
     with torch.no_grad():
         correction = exact(model)(memories64, records64).value
         true = space64.error(records64.residual, correction).mean()
     other = copy.deepcopy(model)
-    other.config = replace(other.config, batch=len(records))
+    other.config = replace(other.config, batch=len(records), learning_rate=0.0)
     stepper = Stepper(other, dict(other.named_parameters()), STEPS)
-    found = run_epoch(other, memories, records, space, stepper, torch.Generator().manual_seed(0))
+    regression, draw = Regression(other, records, space, stepper), torch.Generator().manual_seed(0)
+    found = [regression.epoch(memories, draw) for _ in range(REPLAYED)][-1]
     return deviation(torch.tensor(found), true)
 
 
@@ -173,23 +182,35 @@ def stream_row(card: Card, size: Size, compiled: bool) -> Row:
     tokens = torch.cat([records.header, records.content], dim=1).flatten()
     windows = tokens[: size.window * size.windows].view(size.windows, size.window)
     model = make_model(size, vocabulary, card.device, compiled, learning_rate=1e-4).train()
-    few = windows[: size.checked_windows]
-    model.language_loss(few).backward()
+
+    def losses(batch: Tensor) -> tuple[Tensor, Tensor]:
+        loss = model.language_loss(batch)
+        return loss, loss
+
+    few, parameters = windows[: size.checked_windows], dict(model.transformer.named_parameters())
+    checked = Descent(losses, list(parameters.values()), STEPS)
+    for _ in range(REPLAYED):
+        checked(few)
     other = exact(model)
     other.zero_grad()
     logits = other.transformer.logits(other.transformer(few[:, :-1].cpu()))
     F.cross_entropy(logits.flatten(0, 1), few[:, 1:].flatten().cpu()).backward()
     error = _gradient_error(model.transformer, other.transformer)
-    stepper = Stepper(model, dict(model.transformer.named_parameters()), STEPS)
+    stepper = Stepper(model, parameters, STEPS)
+    descent = Descent(losses, stepper.parameters, STEPS)
 
     def work() -> None:
-        stepper.step(model.language_loss(windows))
+        descent(windows)
+        stepper.step()
+
+    def launched() -> None:
+        Descent(losses, stepper.parameters, 1)(windows)
 
     length = size.window - 1
     flop = 3 * (block_flop(size, length) / length + head_flop(size.width, vocabulary.size))
     note = f"{size.windows} windows of {size.window:,}, vocabulary {vocabulary.size:,}"
     floor = _per_second(card, flop)
-    return _row(card, "stream step", compiled, work, windows.numel(), "tokens", floor, error, 5e6, note)
+    return _row(card, "stream step", compiled, work, windows.numel(), "tokens", floor, error, 5e6, note, 5, launched)
 
 
 def _gradient_error(model: nn.Module, true: nn.Module) -> float:
@@ -245,8 +266,10 @@ def _row(
     goal: float | None,
     note: str,
     repeats: int = 5,
+    launched: Callable[[], object] | None = None,
 ) -> Row:
+    """A row of the table; `launched` is the same work without replay, of whose memory nobody keeps count."""
     rate = count / seconds(run, card.device, repeats)
-    peak, tolerance = peak_bytes(run, card.device), ROUNDED if _on_gpu(card) else EXACT
+    peak, tolerance = peak_bytes(launched or run, card.device), ROUNDED if _on_gpu(card) else EXACT
     name = f"{work}, compiled" if compiled else work
     return Row(name, rate, f"{unit}/s", floor[0], floor[1], peak, error, tolerance, goal, note)

@@ -247,7 +247,7 @@ def scaling(gpus: int = 2, quick: bool = False) -> dict[str, Any]:
 def _spawn(count: int, quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_worker, (count, folder, quick), nprocs=count)
-        return torch.load(Path(folder) / "found.pt")
+        return torch.load(Path(folder) / "found.pt", weights_only=True)
 
 
 def _worker(rank: int, count: int, folder: str, quick: bool) -> None:

@@ -50,7 +50,7 @@ FULL = NexusConfig(top_programs=16, dose_bins=8, batch=8192, epochs=3)
 SMALL = replace(FULL, **LAPTOP, buckets=64, slots=32, batch=1024)
 TINY = replace(FULL, **LAPTOP | {"d_model": 16}, heads=2, top_programs=3, buckets=8, slots=8, batch=32, epochs=2)
 QUICK_SWEEP = ("--smoke", "--seeds", "1", "--splits", "seen")
-SWEEP = ("--seeds", "4", "--splits", "seen", "--grn.epochs", "3")  # some 150 trials of the recipe on the simulator
+SWEEP = ("--seeds", "2", "--splits", "seen", "--grn.epochs", "3")  # some 75 trials of the recipe on the simulator
 
 QUICK = Size(12, 4, 4, TINY)
 EXCHANGED = {"cuda": Size(256, 8, 16, FULL), "cpu": Size(64, 8, 16, SMALL)}
@@ -65,19 +65,17 @@ TRIALS = {
 def exchange(world: int, quick: bool = False) -> list[dict[str, Any]]:
     """What the gather of the write candidates costs, for 1, 2, ... workers and several write densities.
 
-    Up to `world` workers on GPUs of their own over NCCL, and 1, 2 and 4 on the CPU over gloo, with a smaller model.
+    Up to `world` workers on GPUs of their own over NCCL; where there are not two, 1, 2 and 4 on the CPU over gloo, with
+    a smaller model.
     """
     on_gpus = [n for n in sorted({1, 2, world}) if n <= min(world, torch.cuda.device_count())]
-    counts = {"cuda": on_gpus, "cpu": [1, 2] if quick else [1, 2, 4]}
-    rows = []
-    for kind, some in counts.items():
-        size = QUICK if quick else EXCHANGED[kind]
-        if some:
-            fold = size.fold()
-            gammas = (-math.inf, *thresholds(fold, size.config, kind, DENSITIES[1:]))
-            cases = [replace(size.config, regret_gamma=gamma) for gamma in gammas]
-            rows += [row for n in some for row in together(n, kind, fold, cases)]
-    return rows
+    kind = "cuda" if len(on_gpus) > 1 else "cpu"
+    counts = on_gpus if kind == "cuda" else [1, 2] if quick else [1, 2, 4]
+    size = QUICK if quick else EXCHANGED[kind]
+    fold = size.fold()
+    gammas = (-math.inf, *thresholds(fold, size.config, kind, DENSITIES[1:]))
+    cases = [replace(size.config, regret_gamma=gamma) for gamma in gammas]
+    return [row for count in counts for row in together(count, kind, fold, cases)]
 
 
 def scaling(gpus: int, quick: bool = False) -> list[dict[str, Any]]:

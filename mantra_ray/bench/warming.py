@@ -1,4 +1,6 @@
-"""`mantra bench warming`: the warming pass in waves against the plain loop, one record at a time.
+"""`mantra bench warming`: the warming pass against the plain loop, one record at a time.
+
+What runs is what a training would run: the kernels on a GPU where they can do it, waves everywhere else (`way`).
 
 Both fill the same cleared memory from the same stream in one process. First their memories are compared, in float64;
 then float32 is timed. Beside the ratio stands the floor, which no way of computing the pass can beat.
@@ -30,15 +32,15 @@ from mantra_ray.config import NexusConfig
 from mantra_ray.errors import InputError
 from mantra_ray.files import atomic
 from mantra_ray.nexus.cam import Candidates, Memory
-from mantra_ray.nexus.warming import Stream, warm, warm_plainly
+from mantra_ray.nexus.warming import Stream, kernels_run, warm, warm_plainly
 from mantra_ray.sweep.options import shown
 
 PROGRAMS = 30
 VALUE = 2 * PROGRAMS + 2  # residual, base, dose and noise of a record
 RECORDS_A_REGULATOR = 20
-REPEATS = 3  # of the waves; their median counts
+REPEATS = 3  # of the pass; their median counts
 COPIED = 2**26  # numbers copied to measure the memory's bandwidth: 256 MiB, far beyond any cache
-DESCRIPTION = "The warming pass in waves against the plain loop, one record at a time."
+DESCRIPTION = "The warming pass, in waves or by the GPU's kernels, against the plain loop, one record at a time."
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,11 @@ def least_bytes(memory: Memory, stream: Stream) -> int:
     return key.nbytes + 2 * kept * (key[0].nbytes + value[0].nbytes) + 2 * memory.bytes
 
 
+def way(memory: Memory, config: NexusConfig) -> str:
+    """What does the pass: kernels or waves."""
+    return "kernels" if kernels_run(memory, config) else "waves"
+
+
 def run(options: Options, progress: Progress) -> Iterator[dict[str, Any]]:
     """A row of each length, geometry, width and skew."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -181,7 +188,7 @@ def run(options: Options, progress: Progress) -> Iterator[dict[str, Any]]:
         equal = same(warm(precise, part_exact, config, recalled)[0], plain)
         warmed, seen = warm(memory, stream, config, recalled)
         loop = timed(device, 1, warm_plainly, memory, part, config, recalled) / count
-        waves = timed(device, REPEATS, warm, memory, stream, config, recalled)
+        seconds = timed(device, REPEATS, warm, memory, stream, config, recalled)
         floor = least_bytes(warmed, stream) / speed
         yield {
             "records": records,
@@ -190,17 +197,18 @@ def run(options: Options, progress: Progress) -> Iterator[dict[str, Any]]:
             "skew": skew,
             "device": device,
             "threads": torch.get_num_threads(),
+            "way": way(memory, config),
             "same": equal,
             "loop_records": count,
             "loop_seconds_per_record": loop,
-            "waves_seconds": waves,
-            "records_per_second": records / waves,
-            "ratio": loop * records / waves,
+            "seconds": seconds,
+            "records_per_second": records / seconds,
+            "ratio": loop * records / seconds,
             "write_density": seen["write_density"],
             "longest_bucket": int(seen["waves"]),
             "bytes_per_second": speed,
             "floor_seconds": floor,
-            "over_floor": waves / floor,
+            "over_floor": seconds / floor,
         }
         progress.advance(task)
 
@@ -208,16 +216,17 @@ def run(options: Options, progress: Progress) -> Iterator[dict[str, Any]]:
 def show(rows: Sequence[dict[str, Any]], options: Options, console: Console) -> None:
     """The rows as a table, and how they were measured."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    names = ("records", "geometry", "D", "skew", "same", "loop µs/rec", "waves ms", "records/s", "ratio", "floor ms")
-    for name in (*names, "x floor", "longest", "µs/wave"):
+    names = ("records", "geometry", "D", "skew", "way", "same", "loop µs/rec", "ms", "records/s", "ratio", "floor ms")
+    for name in (*names, "x floor", "longest", "µs/step"):
         table.add_column(name, justify="right")
     for row in rows:
-        seconds = row["waves_seconds"]
+        seconds = row["seconds"]
         table.add_row(
             f"{row['records']:,}",
             row["geometry"],
             str(row["dim"]),
             f"{row['skew']:g}",
+            row["way"],
             "yes" if row["same"] else "NO",
             f"{1e6 * row['loop_seconds_per_record']:.0f}",
             f"{1e3 * seconds:.1f}",
@@ -235,17 +244,18 @@ def show(rows: Sequence[dict[str, Any]], options: Options, console: Console) -> 
         else f"the first {options.sample:,} records at most; the ratio takes all for alike"
     )
     console.print(
-        f"\nsame: waves and loop leave the same memory (float64, the loop's records). Loop: timed on {loop}. Waves: "
+        f"\nway: waves of at most one record a bucket, or kernels with a program a bucket. same: it and the loop leave "
+        f"the same memory (float64, the loop's records). Loop: timed on {loop}. ms: "
         f"median of {REPEATS}, all records, float32, {rows[0]['threads']} threads, {rows[0]['device']}. Floor: bytes "
         "that any pass moves (each key read, what stays read and written, the memory copied) at the "
         f"{rows[0]['bytes_per_second'] / 1e9:.1f} GB/s of a copy. longest: records of the fullest bucket, which come "
-        f"one after the other. Gate {options.gate_signal}, eviction {options.eviction}.",
+        f"one after the other (a step each). Gate {options.gate_signal}, eviction {options.eviction}.",
         highlight=False,
     )
 
 
 def main(args: Sequence[str]) -> int:
-    """Measure, print and save; returns 0, or 1 if waves and loop differ."""
+    """Measure, print and save; returns 0, or 1 if the pass and the loop differ."""
     options = tyro.cli(Options, args=list(args), description=DESCRIPTION, prog="mantra bench warming")
     options.check()
     console = terminal.console()

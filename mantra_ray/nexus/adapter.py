@@ -19,7 +19,7 @@ from mantra_ray.nexus.transformer import Transformer
 from mantra_ray.nexus.warming import Stream, warm
 
 Memories = tuple[Memory, ...]  # one a manifold
-AT_ONCE = 2**15  # headers that a GPU computes together where no gradient is wanted: enough to fill it
+AT_ONCE = 2**16  # headers that a GPU computes together where no gradient is wanted: enough to fill it
 SUMS = (
     "stored",
     "evictions",

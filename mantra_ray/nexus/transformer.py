@@ -13,6 +13,7 @@ ROTARY_BASE = 10_000.0  # longest wavelength of a rotary pair, in tokens, over 2
 SHORT = 8  # tokens whose attention is spelled out where it is compiled: kernels of attention fill tiles of 64
 MOST = 2**15  # rows of one call of attention: CUDA's kernels count them in a dimension that ends at 65,535
 COMPILE_FROM = 2**30  # tokens of a run from which the minute that compiling takes is expected to come back
+AS_IT_IS = nn.Identity()
 Rotation = tuple[Tensor, Tensor]  # cosines and sines [L, d / 2]
 
 
@@ -123,8 +124,8 @@ class Block(nn.Module):
         return x + F.dropout(self.feed(self.feed_norm(x)), drop)
 
 
-def _through(x: Tensor, block: Block, places: Rotation, last: bool) -> Tensor:
-    return block(x, places, last)
+def _through(x: Tensor, block: Block, places: Rotation, last: bool, norm: nn.Module) -> Tensor:
+    return norm(block(x, places, last))
 
 
 _block = Compiled(_through)
@@ -184,9 +185,10 @@ class Transformer(nn.Module):
             x[:, 0] *= known[:, None]
         places = rotation(tokens.shape[1], self.head_width, x)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type in self.reduced_on):
-            for block in self.blocks:
-                x = _block(self.compiled, x, block, places, last and block is self.blocks[-1])
-        return self.norm(x)
+            *inner, outer = self.blocks
+            for block in inner:
+                x = _block(self.compiled, x, block, places, False, AS_IT_IS)
+            return _block(self.compiled, x, outer, places, last, self.norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [..., vocabulary] by the tied embedding, scaled by 1 / sqrt(D)."""
@@ -194,11 +196,11 @@ class Transformer(nn.Module):
 
     def entropy(self, hidden: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
         """Entropy [N] of the next token and mean surprisal [N] of content [N, C] at hidden [N, D], in nats."""
-        return head.entropy(hidden, self.embedding.weight, content, self._reduced(hidden), self.compiled)
+        return head.entropy(hidden, self.embedding.weight, content, self._reduced(hidden))
 
     def cross_entropy(self, hidden: Tensor, target: Tensor) -> Tensor:
         """Mean cross-entropy in nats of the next tokens target [...] at hidden [..., D]."""
-        return head.cross_entropy(hidden, self.embedding.weight, target, self._reduced(hidden), self.compiled)
+        return head.cross_entropy(hidden, self.embedding.weight, target, self._reduced(hidden))
 
     def _reduced(self, hidden: Tensor) -> bool:
         return hidden.device.type in self.reduced_on

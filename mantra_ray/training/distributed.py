@@ -29,6 +29,7 @@ from mantra_ray.training.state import Keeper
 from mantra_ray.training.state import Progress as Course
 
 Progress = Callable[[int, int, str], None]
+STATE = ".state"  # of the file from which a unit's training goes on
 RETRIES = 2  # of all workers, when one of them dies; units that are done stay done
 
 
@@ -106,7 +107,7 @@ def course_of(unit: TrainingUnit, seed: int, replicas: Replicas) -> Course:
 
 def state_of(unit: TrainingUnit) -> Path:
     """File of the state of a unit's training; it is gone once the unit is done."""
-    return unit.path.with_suffix(".state")
+    return unit.path.with_suffix(STATE)
 
 
 def curves_of(course: Course) -> dict[str, np.ndarray]:

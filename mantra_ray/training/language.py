@@ -10,7 +10,8 @@ from torch import Tensor
 from mantra_ray.nexus.adapter import Nexus
 from mantra_ray.nexus.cam import EMPTY
 from mantra_ray.nexus.records import Records, hidden_share
-from mantra_ray.training.residual import Stepper, summed
+from mantra_ray.training.descent import Descent
+from mantra_ray.training.residual import Stepper, pass_metrics, summed
 from mantra_ray.training.state import Progress, workers
 
 
@@ -32,6 +33,18 @@ def fit_language(model: Nexus, train: Records, held_out: Records, progress: Prog
     stepper = Stepper(model, parameters, math.ceil(windows / a_step) * config.language_epochs)
     model.transformer.compile_for_(2 * tokens.numel() * config.language_epochs)
     draw = progress.draw
+
+    def losses(batch: Tensor, rows: Tensor, hide: Tensor) -> tuple[Tensor, Tensor]:
+        """This worker's share of the loss of windows `batch` and of the records `rows`, each alone."""
+        loss = 0 * model.transformer.norm.bias.sum()  # has a gradient even where this worker's share is empty
+        mine, alone = batch[rank::world], rows[rank::world]
+        if len(mine):
+            loss = loss + model.language_loss(mine) * len(mine) / len(batch)
+        if len(alone):
+            loss = loss + model.language_loss(tokens[alone], known[alone] & ~hide[alone]) * len(alone) / len(rows)
+        return loss / 2, loss.detach() / 2
+
+    descent = Descent(losses, stepper.parameters, stepper.steps)
     for _ in range(progress.begin("language", model=model, stepper=stepper), config.language_epochs):
         _, seen = model.warm(train)
         model.train()
@@ -41,17 +54,11 @@ def fit_language(model: Nexus, train: Records, held_out: Records, progress: Prog
         whole = stream_windows(tokens[order], config.window).split(a_step)
         for step, batch in enumerate(whole):
             rows = order[step * len(order) // len(whole) : (step + 1) * len(order) // len(whole)]
-            loss = 0 * model.transformer.norm.bias.sum()  # has a gradient even where this worker's share is empty
-            mine, alone = batch[rank::world], rows[rank::world]
-            if len(mine):
-                loss = loss + model.language_loss(mine) * len(mine) / len(batch)
-            if len(alone):
-                loss = loss + model.language_loss(tokens[alone], known[alone] & ~hide[alone]) * len(alone) / len(rows)
-            stepper.step(loss / 2)
-            total += loss.detach() / 2
+            total += descent(batch, rows, hide)
+            stepper.step()
         model.eval()
         mean = float(summed([total])[0]) / max(len(whole), 1)
-        metrics = {"language_loss": mean, "write_density": seen["write_density"]}
+        metrics = {"language_loss": mean} | pass_metrics(seen)
         if len(held_out):
             with torch.no_grad():
                 said = torch.cat([held_out.header, held_out.content], dim=1)

@@ -68,4 +68,4 @@ def train_nexus(
         memories, diagnostics = model.warm(train)
     else:
         memories, diagnostics = fit_correction(model, train, held_out, inputs.space, progress)
-    return Trained(model, memories, inputs, progress.rows, diagnostics)
+    return Trained(model, memories, inputs, progress.curves, diagnostics)

@@ -22,7 +22,7 @@ from mantra_ray.nexus.tokens import REG
 from mantra_ray.training.inputs import check_memory
 from mantra_ray.training.networks import Networks, load_networks, networks_file
 from mantra_ray.training.nexus import Trained, train_nexus
-from mantra_ray.training.residual import Stepper, chosen_epoch, summed
+from mantra_ray.training.residual import Stepper, chosen_epoch, pass_metrics, read_metrics, read_only, summed
 from mantra_ray.training.state import Candidates, Keeper, OnEpoch, Progress, workers
 
 FACTS = 5  # scalars of a read that the gates see
@@ -191,7 +191,7 @@ def train_recursive(
     cascade = RecursiveCascade(fold, networks, copy.deepcopy(start.model), start.inputs.scale)
     progress = Progress(seed, on_epoch, keeper, start.curves)
     memories, diagnostics = _fit(fold, cascade, start.inputs.records, network_rate, progress)
-    return TrainedRecursion(cascade.nexus, memories, start.inputs, progress.rows, diagnostics, cascade, networks)
+    return TrainedRecursion(cascade.nexus, memories, start.inputs, progress.curves, diagnostics, cascade, networks)
 
 
 class _Stepper(Stepper):
@@ -226,13 +226,14 @@ def _fit(
     if network_rate > 0:
         parts["networks"] = cascade.networks
     for epoch in range(progress.begin("recursion", **parts), config.epochs + 1):
-        memories, _ = nexus.warm(train)
+        memories, seen = nexus.warm(train)
         reader = trimmed(memories)
         change = cascade.changes(reader, held_out, nobodys) / cascade.scale
-        seen = change if cascade.genewise else change @ cascade.seen
-        error = (held_out.residual - seen).square().mean(1)
+        programs = change if cascade.genewise else change @ cascade.seen
+        error = (held_out.residual - programs).square().mean(1)
         candidates.add(error)
-        metrics = {"validation_gain": 1 - float(error.mean() / held_out.residual.square().mean())}
+        metrics = pass_metrics(seen) | read_metrics(read_only(nexus, reader, held_out))
+        metrics["validation_gain"] = 1 - float(error.mean() / held_out.residual.square().mean())
         if epoch < config.epochs:
             cross_fit = torch.tensor(fold.cross_fit[fold.train], device=device)
             metrics["loss"] = _run_epoch(cascade, reader, train, cross_fit, stepper, progress.draw)
@@ -262,7 +263,9 @@ def _run_epoch(
         batch = train.take(rows)
         found = cascade.nexus(memories, batch, state[rows], token[rows], batch.known & (token[rows] == EMPTY))
         error = cascade.loss(batch, found, cross_fit[rows])
-        stepper.step(error / len(whole))
+        stepper.optimizer.zero_grad()
+        (error / len(whole)).backward()
+        stepper.step()
         total += float(summed([error.detach()])[0])
     cascade.eval()
     return total / len(train)

@@ -12,11 +12,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mantra_ray.nexus.adapter import Correction, Memories, Nexus, trimmed
-from mantra_ray.nexus.cam import EMPTY
+from mantra_ray.nexus.cam import EMPTY, Memory
 from mantra_ray.nexus.records import Records, hidden_share
+from mantra_ray.training.descent import Descent
 from mantra_ray.training.inputs import Space
 from mantra_ray.training.state import Candidates, Progress, workers
 
+PASS = ("write_density", "occupancy", "evictions", "records_per_second")  # of a warming pass, told of every epoch
 RATES = ("initial_lr", "max_lr", "min_lr", "weight_decay")  # of a group: what the settings say, not the state
 
 
@@ -24,7 +26,7 @@ class Stepper:
     """AdamW steps under a one-cycle schedule, with gradients summed over the workers, if there are several."""
 
     def __init__(self, model: Nexus, parameters: dict[str, nn.Parameter], steps: int):
-        config = model.config
+        config, self.steps = model.config, steps
         self.parameters = list(parameters.values())
         plain = [p for name, p in parameters.items() if not name.endswith("decoder")]
         gains = [p for name, p in parameters.items() if name.endswith("decoder")]
@@ -34,10 +36,8 @@ class Stepper:
             self.optimizer, config.learning_rate, total_steps=max(steps, 2)
         )
 
-    def step(self, loss: Tensor) -> None:
-        """One step down this worker's share of the loss."""
-        self.optimizer.zero_grad()
-        loss.backward()
+    def step(self) -> None:
+        """One step down the gradients of this worker's share of the loss."""
         if workers()[1] > 1:
             self._add_up()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -85,21 +85,44 @@ def fit_correction(
     model.transformer.compile_for_(len(train) * length * config.epochs)
     candidates = Candidates(stepper.parameters, chosen_epoch)
     first = progress.begin("correction", model=model, stepper=stepper, candidates=candidates)
+    regression = Regression(model, train, space, stepper)
     for epoch in range(first, config.epochs + 1):
         memories, seen = model.warm(train)
         reader = trimmed(memories)
         if epoch == 0:
             model.trust_(reader, train, space.reached, space.observed(train.residual))
-        error = space.error(held_out.residual, read_only(model, reader, held_out).value)
+        found = read_only(model, reader, held_out)
+        error = space.error(held_out.residual, found.value)
         candidates.add(error)
-        metrics = {name: seen[name] for name in ("write_density", "occupancy", "evictions")}
+        metrics = pass_metrics(seen) | read_metrics(found)
         metrics["validation_gain"] = 1 - float(error.mean() / space.observed(held_out.residual).square().mean())
         if epoch < config.epochs:
-            metrics["loss"] = run_epoch(model, reader, train, space, stepper, progress.draw)
+            metrics["loss"] = regression.epoch(reader, progress.draw)
         progress.end_epoch(metrics)
     chosen = candidates.take_()
     memories, diagnostics = model.warm(train)
     return memories, diagnostics | {"epoch": float(chosen)}
+
+
+def pass_metrics(seen: dict[str, float]) -> dict[str, float]:
+    """What is told of each epoch's warming pass, from its diagnostics."""
+    return {name: seen[name] for name in PASS}
+
+
+def read_metrics(found: Correction) -> dict[str, float]:
+    """Means over records and manifolds of what reads found, and of the trust in it; empty where nothing was read."""
+    if not len(found.value):
+        return {}
+
+    def mean(values: Iterable[Tensor]) -> float:
+        return float(torch.stack(list(values)).mean())
+
+    return {
+        "hard_hit_rate": mean(read.hard.float() for read in found.found),
+        "gate_mean": float(found.gate.mean()),
+        "sim_max_mean": mean(read.sim_max for read in found.found),
+        "read_entropy": mean(read.entropy for read in found.found),
+    }
 
 
 def chosen_epoch(errors: np.ndarray) -> int:
@@ -115,40 +138,55 @@ def chosen_epoch(errors: np.ndarray) -> int:
     return best if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)) else 0
 
 
-def run_epoch(
-    model: Nexus, memories: Memories, train: Records, space: Space, stepper: Stepper, draw: torch.Generator
-) -> float:
-    """One pass over the training records in random order; returns the mean residual loss.
+class Regression:
+    """Passes over the training records in random order, a step a batch.
 
     With several workers each takes its share of every batch and gradients are summed, so that the step is the
     same for any number of workers (to float tolerance; dropout draws its own masks on each). Nothing waits for the
-    device before the end of the pass.
+    device before the end of a pass.
     """
-    config, device = model.config, train.record.device
-    rank, world = workers()
-    order = torch.randperm(len(train), generator=draw).to(device)
-    state = hidden_share(train.state, config.hide_state, draw)
-    token = hidden_share(train.header[:, 0], config.hide_regulator, draw)
-    speaks = config.mode == "residual" and config.language_weight > 0
-    tokens = torch.cat([train.header, train.content], dim=1)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    model.train()
-    for whole in order.split(config.batch):
+
+    def __init__(self, model: Nexus, train: Records, space: Space, stepper: Stepper):
+        self.model, self.train, self.space, self.stepper = model, train, space, stepper
+        self.tokens = torch.cat([train.header, train.content], dim=1)
+        self.descent = Descent(self._losses, stepper.parameters, stepper.steps)
+
+    def epoch(self, memories: Memories, draw: torch.Generator) -> float:
+        """One pass that reads the memories and never writes; returns the mean residual loss."""
+        config, train = self.model.config, self.train
+        device = train.record.device
+        order = torch.randperm(len(train), generator=draw).to(device)
+        state = hidden_share(train.state, config.hide_state, draw)
+        token = hidden_share(train.header[:, 0], config.hide_regulator, draw)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        held = [tensor for memory in memories for tensor in vars(memory).values()]
+        self.model.train()
+        for whole in order.split(config.batch):
+            total += self.descent(whole, state, token, *held)
+            self.stepper.step()
+        self.model.eval()
+        return float(summed([total])[0]) / len(train)
+
+    def _losses(self, whole: Tensor, state: Tensor, token: Tensor, *held: Tensor) -> tuple[Tensor, Tensor]:
+        """This worker's share of the loss of the records `whole`, and its sum of their errors.
+
+        State and token [N] are hidden from records, and `held` are the memories' tensors.
+        """
+        config, train, (rank, world) = self.model.config, self.train, workers()
+        each = len(held) // len(self.model.readers)
+        memories = tuple(Memory(*held[start : start + each]) for start in range(0, len(held), each))
         rows = whole[rank::world]
         batch = train.take(rows)
         known = batch.known & (token[rows] == EMPTY)  # a hidden regulator is one never seen
-        correction = model(memories, batch, state[rows], token[rows], known).value
-        error = space.error(batch.residual, correction).sum() / len(whole)
+        correction = self.model(memories, batch, state[rows], token[rows], known).value
+        error = self.space.error(batch.residual, correction).sum() / len(whole)
         loss = error
         spoken = whole[: math.ceil(len(whole) * config.language_share)]
         mine = spoken[rank::world]
-        if speaks and len(mine):
-            said = model.language_loss(tokens[mine], train.known[mine])
+        if config.mode == "residual" and config.language_weight > 0 and len(mine):
+            said = self.model.language_loss(self.tokens[mine], train.known[mine])
             loss = loss + config.language_weight * said * len(mine) / len(spoken)
-        stepper.step(loss)
-        total += error.detach() * len(whole)
-    model.eval()
-    return float(summed([total])[0]) / len(train)
+        return loss, error.detach() * len(whole)
 
 
 def summed(values: Iterable[Tensor]) -> list[Tensor]:

@@ -18,10 +18,11 @@ from mantra_ray.fields import digest, identity
 from mantra_ray.files import unfinished
 from mantra_ray.provenance import code_version
 from mantra_ray.training.assemble import Stage, write_folds
-from mantra_ray.training.distributed import Progress, Records, Unit, load_unit, run_units
+from mantra_ray.training.distributed import STATE, Progress, Records, Unit, load_unit, run_units
 from mantra_ray.training.energy import energy_units
 from mantra_ray.training.networks import are_whole
 from mantra_ray.training.replicas import TrainingUnit
+from mantra_ray.training.state import clear_states
 
 CODE = (
     "cascade",
@@ -152,8 +153,11 @@ def make_folds(
     for stage in waiting:
         problem = "trained networks do not arrive there: all nodes must share the folder"
         raise InputError(artifacts, "units", len(stage.units), problem)
-    for unit in (unit for stage in made for unit in stage.units):
-        unit.path.unlink(missing_ok=True)
+    over = [unit.path for stage in made for unit in stage.units]
+    for path in over:
+        path.unlink(missing_ok=True)
+    clear_states(artifacts / "units", STATE, {path.stem for path in over})
+    clear_states(artifacts, STATE)
     return paths
 
 

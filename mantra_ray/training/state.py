@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ OnEpoch = Callable[[int, dict[str, float]], None]
 PHASES = ("language", "correction", "recursion")  # in the order in which a run goes through them
 SECONDS = 10.0  # between two savings: what an interruption costs at most, and shorter runs pay nothing
 SHARE = 0.05  # of a run's time that saving may take
+STALE = 7 * 86_400.0  # seconds without a write, after which nobody is thought to go on from a state
+TIMED = ("records_per_second",)  # metrics that are measured times: listeners hear of them, curves do without
 
 
 class Part(Protocol):
@@ -84,6 +87,18 @@ class Keeper:
         return {}
 
 
+def clear_states(folder: Path, suffix: str, ended: Collection[str] = ()) -> None:
+    """Remove the states (files with `suffix`) of runs that `ended`, by name, and those not written to for a week.
+
+    A run that is killed leaves its state; where settings or code have changed since, nobody asks for it again. Who
+    does, trains anew.
+    """
+    for path in folder.glob(f"*{suffix}"):
+        with contextlib.suppress(FileNotFoundError):  # its own run removed it
+            if path.stem in ended or time.time() - path.stat().st_mtime > STALE:
+                path.unlink()
+
+
 class Progress:
     """A training run's generators, its curves, told to a listener as they come, and its state, if a keeper is given.
 
@@ -99,6 +114,11 @@ class Progress:
         self.on_epoch, self.keeper, self.rows = on_epoch, keeper, list(rows)  # rows: epoch, metric, value
         self.state = keeper.load() if keeper else {}
         self.phase, self.next, self.parts = "", 0, dict[str, Part]()
+
+    @property
+    def curves(self) -> list[dict]:
+        """What of the epochs a run of the same arguments repeats: all but measured times."""
+        return [row for row in self.rows if row["metric"] not in TIMED]
 
     @property
     def epochs(self) -> int:

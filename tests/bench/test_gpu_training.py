@@ -30,7 +30,7 @@ def test_a_wrong_weight_of_an_edge_is_found(monkeypatch):
     assert network_error("float32", "cpu", 1) > 1e-4 and min(round_errors(torch.float32, "cpu", 1)) > 1e-4
 
 
-def test_two_workers_have_the_losses_of_one():
+def test_two_workers_have_the_losses_of_one(forked):
     found = scaling(2, quick=True)
     assert found["sound"] and 0 <= found["error"] < 1e-4
     assert found["weak"] == pytest.approx(2 * found["one_seconds"] / found["weak_seconds"])

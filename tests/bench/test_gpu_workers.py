@@ -11,6 +11,7 @@ from mantra_ray.bench.gpu_workers import (
     HALVINGS,
     QUICK,
     QUICK_SWEEP,
+    RECIPE,
     exchange,
     scaling,
     side_by_side,
@@ -18,13 +19,29 @@ from mantra_ray.bench.gpu_workers import (
     swept,
     thresholds,
 )
+from mantra_ray.cli import load_recipe
+from mantra_ray.data.catalog import load_screen
 from mantra_ray.forward import Fold
+from mantra_ray.sweep.options import parse
+from mantra_ray.training import stages
+from mantra_ray.training.distributed import save_unit, train_unit
 from mantra_ray.training.nexus import train_nexus
+from mantra_ray.training.stages import make_folds
 
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
     monkeypatch.setattr(gpu_workers.torch.cuda, "device_count", lambda: 0)
+
+
+def train_here(options, artifacts, monkeypatch):
+    """Train a sweep's networks in this process: Ray Train takes ten times as long to start its workers."""
+    spec = load_recipe(RECIPE)(parse(options, ""))
+    screen = load_screen(spec.base.data)
+    monkeypatch.setattr(stages, "run_units", lambda records, units, *_: [
+        save_unit(unit, train_unit(records, unit)) for unit in units
+    ])  # fmt: skip
+    make_folds(screen, [trial.config for trial in spec.trials(screen.sha256, "")], artifacts, 1, 0)
 
 
 def test_the_planted_fold_has_a_header_of_its_own_for_every_record(tmp_path):
@@ -52,7 +69,7 @@ def test_thresholds_are_those_at_which_the_wanted_share_is_written():
         assert written(beyond) <= density < written(gamma)
 
 
-def test_the_exchange_grows_with_workers_and_not_with_write_density():
+def test_the_exchange_grows_with_workers_and_not_with_write_density(forked):
     rows = exchange(2, quick=True)
     assert [row["workers"] for row in rows] == [1, 1, 1, 2, 2, 2]
     for row in rows:
@@ -67,7 +84,7 @@ def test_the_exchange_grows_with_workers_and_not_with_write_density():
     assert {row["received_bytes"] for row in rows[3:]} == {records // 2 * columns * 4}
 
 
-def test_the_scaling_compares_with_one_worker_of_the_same_share():
+def test_the_scaling_compares_with_one_worker_of_the_same_share(forked):
     rows, batch = scaling(2, quick=True), QUICK.config.batch
     share = QUICK.config.language_share
     cases = [(row["workers"], row["language_share"], row["batch"]) for row in rows]
@@ -78,7 +95,7 @@ def test_the_scaling_compares_with_one_worker_of_the_same_share():
         assert row["speed_up"] == pytest.approx(row["records_per_second"] / first[row["language_share"]])
 
 
-def test_trials_side_by_side_are_counted_by_the_hour():
+def test_trials_side_by_side_are_counted_by_the_hour(forked):
     one, two = side_by_side("cpu", quick=True)
     assert (one["processes"], two["processes"], one["speed_up"]) == (1, 2, 1.0)
     for row in (one, two):
@@ -87,7 +104,8 @@ def test_trials_side_by_side_are_counted_by_the_hour():
 
 
 @pytest.mark.slow
-def test_the_sweep_runs_on_as_many_cores_as_asked_for(tmp_path):
+def test_the_sweep_runs_on_as_many_cores_as_asked_for(monkeypatch, tmp_path):
+    train_here(QUICK_SWEEP, tmp_path / "1" / "cam_geometry" / "artifacts", monkeypatch)
     row = swept(1, tmp_path / "1" / "cam_geometry", QUICK_SWEEP)
     assert (row["slots"], row["failed"]) == (1, 0) and row["trials"] > 2
     assert row["trials_per_hour"] == pytest.approx(3600 * row["trials"] / row["seconds"])

@@ -26,11 +26,19 @@ def test_a_run_prints_a_table_and_saves_its_rows(tmp_path, capsys):
     rows = json.loads(out.read_text())
     assert [row["skew"] for row in rows] == [0, 1] and all(row["same"] for row in rows)
     for row in rows:
-        assert row["ratio"] == pytest.approx(row["loop_seconds_per_record"] * 200 / row["waves_seconds"])
-        assert row["over_floor"] == pytest.approx(row["waves_seconds"] / row["floor_seconds"])
+        assert row["ratio"] == pytest.approx(row["loop_seconds_per_record"] * 200 / row["seconds"])
+        assert row["over_floor"] == pytest.approx(row["seconds"] / row["floor_seconds"])
         assert row["loop_records"] == 50 and 0 < row["write_density"] <= 1
     printed = capsys.readouterr().out
-    assert "16x4" in printed and "first 50 records" in printed
+    assert "16x4" in printed and "first 50 records" in printed and {row["way"] for row in rows} == {"waves"}
+
+
+def test_the_table_names_what_ran(monkeypatch, capsys):
+    monkeypatch.setattr(warming, "kernels_run", lambda memory, config: config.gate_signal == "entropy")
+    for signal, ran in (("entropy", "kernels"), ("residual", "waves")):
+        assert main([*SMALL[:-3], "--sample", "20", "--device", "cpu", "--gate-signal", signal]) == 0
+        (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()[:2] == ["200", "16x4"]]
+        assert row[4] == ran
 
 
 def test_with_full_the_loop_runs_on_all_records(tmp_path):

@@ -32,25 +32,33 @@ from mantra_ray.training.state import Keeper, Progress
 LOSS, PREDICTION = 1e-4, 1e-3
 GRN = GrnConfig(hidden=8, layers=3, epochs=3, batch=16, learning_rate=2e-2)
 ENERGY = ManifoldConfig(components=4, updates=30, hidden=16, replicas=3)
-WORKER = """
+# Processes fork once all is imported, which takes longer than they do.
+WORKERS = """
 import pickle, sys
 from pathlib import Path
 import torch
+import torch._dynamo  # which the first optimiser imports, in each process
 import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch_geometric
 from mantra_ray.training.distributed import train_and_save
 from mantra_ray.training.replicas import groups, rounds
 
-folder, rank, world = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+folder, world = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-records, units = pickle.loads((folder / "work").read_bytes())
-told, plan = [], rounds(units, world, False)
-places = groups(plan, False)
-for teams in plan:
-    told += [train_and_save(t.unit, records, "cpu", places[t.ranks]) for t in teams if rank in t.ranks]
-    dist.barrier()
-(folder / f"told{rank}").write_bytes(pickle.dumps(told))
-dist.destroy_process_group()
+
+def work(rank):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    records, units = pickle.loads((folder / "work").read_bytes())
+    told, plan = [], rounds(units, world, False)
+    places = groups(plan, False)
+    for teams in plan:
+        told += [train_and_save(t.unit, records, "cpu", places[t.ranks]) for t in teams if rank in t.ranks]
+        dist.barrier()
+    (folder / f"told{rank}").write_bytes(pickle.dumps(told))
+    dist.destroy_process_group()
+
+mp.start_processes(work, nprocs=world, start_method="fork")
 """
 
 
@@ -110,19 +118,11 @@ def interrupt(unit, records, epoch, monkeypatch):
 def workers(folder: Path, records, units, count: int) -> list[list[dict]]:
     """What each of `count` gloo workers tells of the units that it trained."""
     (folder / "work").write_bytes(pickle.dumps((records, units)))
-    (folder / "worker.py").write_text(WORKER)
+    (folder / "workers.py").write_text(WORKERS)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(folder / "worker.py"), str(folder)]
-    running = [
-        subprocess.Popen([*command, str(rank), str(count)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(count)
-    ]
-    try:
-        told = [worker.communicate(timeout=200)[1] for worker in running]
-    finally:
-        for worker in running:
-            worker.kill()
-    assert [worker.returncode for worker in running] == [0] * count, told
+    command = [sys.executable, str(folder / "workers.py"), str(folder), str(count)]
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
     return [pickle.loads((folder / f"told{rank}").read_bytes()) for rank in range(count)]
 
 

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from mantra_ray.errors import InputError
 from mantra_ray.fields import replace
 from mantra_ray.forward import Fold, predict
-from mantra_ray.training import assemble, stages
+from mantra_ray.training import assemble, stages, state
 from mantra_ray.training.crossfit import calibration_slope, out_of_fold
 from mantra_ray.training.distributed import save_unit, train_unit
 from mantra_ray.training.networks import load_networks
@@ -54,6 +56,21 @@ def test_test_rows_do_not_influence_the_fold(screen, experiment, in_process, tmp
     assert fold.meta["calibration"] == other.meta["calibration"]
     np.testing.assert_array_equal(fold.delta_program[fold.train], other.delta_program[fold.train])
     assert np.abs(fold.delta_program[held_out] - other.delta_program[held_out]).max() > 1
+
+
+@pytest.mark.filterwarnings("ignore:.*training starts anew")
+def test_states_of_units_that_are_done_or_long_forgotten_go(screen, experiment, in_process, tmp_path):
+    fold = make(screen, experiment, tmp_path / "a")
+    (tmp_path / "b" / "units").mkdir(parents=True)
+    left = [tmp_path / "b" / "units" / f"{unit.path.stem}.state" for unit in in_process]  # killed before it went
+    for path in (*left, old := tmp_path / "b/units/old.state", energy := tmp_path / "b/energy_old.state"):
+        path.touch()
+    for path in (old, energy):
+        os.utime(path, (0, time.time() - state.STALE - 1))
+    (young := tmp_path / "b/units/young.state").touch()  # another command may go on from it
+    again = make(screen, experiment, tmp_path / "b")
+    np.testing.assert_array_equal(again.base_program, fold.base_program)
+    assert list((tmp_path / "b").rglob("*.state")) == [young] and len(list((tmp_path / "b").iterdir())) == 3
 
 
 def test_a_rows_residual_comes_from_models_that_did_not_see_it(screen, experiment, in_process, tmp_path):

@@ -21,6 +21,7 @@ WORKERS = """
 import dataclasses, sys
 from pathlib import Path
 import torch
+import torch._dynamo  # which the first optimiser imports, in each process
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from mantra_ray.config import NexusConfig
