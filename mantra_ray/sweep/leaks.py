@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from mantra_ray.forward import Fold
+if TYPE_CHECKING:  # importing it takes torch, which readers of results can do without
+    from mantra_ray.forward import Fold
 
 NAMED = 4  # trials or rows that an alarm names
 HELD_OUT = ("validation", "test")

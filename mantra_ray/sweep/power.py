@@ -8,21 +8,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.dataset as ds
 
-from mantra_ray.baselines.headers import Headers, stand_ins
-from mantra_ray.baselines.smoothers import neighbours
 from mantra_ray.config import EvaluationConfig, ExperimentConfig
 from mantra_ray.evaluation.metrics import squared_error
 from mantra_ray.evaluation.power import MOST_SEEDS, Components, Design, components, detectable, seeds_needed
 from mantra_ray.fields import flatten
-from mantra_ray.forward import Fold
 from mantra_ray.sweep.paired import errors, shared
 from mantra_ray.sweep.store import Store
 from mantra_ray.sweep.summary import DEFAULTS, PAIRED, value
+
+if TYPE_CHECKING:
+    from mantra_ray.forward import Fold
 
 NEAREST, SHARE = 2, 0.5  # of the correction that stands in for the memory's: more would take in other regulators
 MOST_COMPARED = 8  # earlier configurations from which differences are learned
@@ -136,6 +136,10 @@ def stand_in_differences(fold: Fold) -> tuple[np.ndarray, np.ndarray, np.ndarray
     Of the validation records, and of the training records that the split could have tested: there the base is out of
     fold, and the correction uses no record that is left out together with them.
     """
+    # Here, since both take torch, which readers of results can do without.
+    from mantra_ray.baselines.headers import Headers, stand_ins
+    from mantra_ray.baselines.smoothers import neighbours
+
     kind, train, other = fold.meta["kind"], fold.train, fold.validation
     known = Headers.of(fold, train).grouped(kind)
     residual = fold.residual[train].astype(float)
