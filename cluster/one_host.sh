@@ -3,7 +3,8 @@
 #
 #   cluster/one_host.sh sweeps/cam_geometry.py --gpus-per-trial 0.25 --seeds 5
 #
-# Watch:  mantra status runs/cam_geometry; RAY_AUTH_MODE=token ray status --address 127.0.0.1:6379
+# Watch:  mantra status runs/cam_geometry
+#         RAY_AUTH_MODE=token RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 ray status --address 127.0.0.1:6379
 # Stop:   Ctrl-C, or kill -INT this script; the same command again goes on. Ray ends with the recipe.
 # PYTHON, PORT, CPUS, GPUS and RAY_TMPDIR (short: sockets lie in it) change what is used.
 #

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from mantra_ray.files import place
+from mantra_ray.secrets import scrubbed
 from mantra_ray.sweep.upload import upload
 
 
@@ -28,8 +29,8 @@ def main(args: list[str] | None = None) -> int:
     try:
         target = place(options.address)
     except ValueError as error:  # no package for that kind of address
-        parser.error(str(error))
-    print(f"{upload(options.sweep, target)} files copied to {options.address}")
+        parser.error(scrubbed(str(error)))
+    print(f"{upload(options.sweep, target)} files copied to {scrubbed(options.address)}")
     return 0
 
 

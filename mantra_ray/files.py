@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mantra_ray.secrets import remember, scrubbed
+
 
 @contextlib.contextmanager
 def atomic(path: str | Path | Remote) -> Iterator[Path]:
@@ -30,6 +32,8 @@ def atomic(path: str | Path | Remote) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = unfinished(path)
+    if partial.is_symlink():
+        partial.unlink()  # the content would go where it points
     try:
         yield partial
         os.replace(partial, path)
@@ -64,7 +68,10 @@ def alive(process: int) -> bool:
 
 @dataclass(frozen=True)
 class Remote:
-    """A file or folder of an fsspec file system, with what of `pathlib.Path` the results need; can be pickled."""
+    """A file or folder of an fsspec file system, with what of `pathlib.Path` the results need; can be pickled.
+
+    As text it is without secrets, to be shown and not to be opened.
+    """
 
     filesystem: Any
     path: str
@@ -73,7 +80,7 @@ class Remote:
         return Remote(self.filesystem, f"{self.path.rstrip('/')}/{name}")
 
     def __str__(self) -> str:
-        return self.filesystem.unstrip_protocol(self.path)
+        return scrubbed(self.filesystem.unstrip_protocol(self.path))
 
     @property
     def name(self) -> str:
@@ -112,17 +119,18 @@ Place = Path | Remote
 def place(address: str | Place) -> Place:
     """Where an address points: a path, or `s3://bucket/runs` and any other address of fsspec.
 
-    Raises ValueError for an address of no known kind, or one whose package is not installed.
+    Raises ValueError for an address of no known kind, one whose package is not installed or whose host does not answer.
     """
     if not isinstance(address, str) or "://" not in address:
         return address if isinstance(address, Remote) else Path(address)
+    remember(address)
     import fsspec  # here, since it is slow to import
     from fsspec.implementations.local import LocalFileSystem
 
     try:
         filesystem, path = fsspec.core.url_to_fs(address)
-    except ImportError as error:  # "Install s3fs to access S3"
-        raise ValueError(str(error)) from error
+    except (ImportError, OSError) as error:  # "Install s3fs to access S3"; a host that does not answer
+        raise ValueError(scrubbed(str(error))) from error
     return Path(path) if isinstance(filesystem, LocalFileSystem) else Remote(filesystem, path)
 
 

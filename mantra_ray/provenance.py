@@ -5,15 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
-import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 from mantra_ray.errors import InputError
+from mantra_ray.secrets import without_secrets
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -63,29 +62,6 @@ def lock_hash() -> str:
     """Hash (16 hex digits of SHA-256) of the names and versions of all installed distributions."""
     found = {f"{item.name.lower().replace('_', '-')}=={item.version}" for item in metadata.distributions() if item.name}
     return hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()[:16]
-
-
-SECRET_WORDS = {"token", "secret", "password", "passwd", "pwd", "key", "apikey", "credential", "credentials", "auth"}
-HIDDEN = "***"
-USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
-SIGNED = re.compile(r"(?i)([?&][^=&\s]*(?:token|signature|sig|key|secret)[^=&\s]*=)[^&\s]+")
-TOKENS = re.compile(r"\b(?:hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abp]-|AKIA)[A-Za-z0-9_-]{12,}")
-
-
-def without_secrets(arguments: Sequence[str]) -> list[str]:
-    """A command line whose secrets are replaced by ***: values of options and variables named so, and known tokens."""
-    shown, hide = [], False
-    for argument in arguments:
-        name, given, _ = argument.partition("=")
-        secret = not SECRET_WORDS.isdisjoint(re.split(r"[-_.]+", name.lower()))
-        if hide and not argument.startswith("--"):
-            argument = HIDDEN
-        elif secret and given:
-            argument = f"{name}={HIDDEN}"
-        hide = secret and not given and argument.startswith("-")
-        argument = SIGNED.sub(rf"\1{HIDDEN}", USERINFO.sub(f"{HIDDEN}@", argument))
-        shown.append(TOKENS.sub(HIDDEN, argument))
-    return shown
 
 
 def device_name() -> str:

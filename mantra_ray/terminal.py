@@ -5,18 +5,27 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 
 from rich.console import Console
 
 from mantra_ray.errors import InputError
+from mantra_ray.secrets import scrubbed
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 WIDTH = 120  # of tables that go to a file or a pipe
 
 
+def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that nobody expected as Python does, without secrets: an address may stand in it."""
+    print(scrubbed("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
 def guarded(command: Callable[[], int]) -> int:
     """Run a command; bad input becomes a message on stderr and exit code 2."""
+    sys.excepthook = tell
     try:
         return command()
     except InputError as error:

@@ -13,6 +13,7 @@ import tyro
 from mantra_ray import terminal
 from mantra_ray.errors import InputError
 from mantra_ray.files import Remote, atomic, place
+from mantra_ray.secrets import scrubbed
 from mantra_ray.sweep.compact import merge
 from mantra_ray.sweep.folder import sweep_folder
 from mantra_ray.sweep.options import check_writable, shown
@@ -74,6 +75,7 @@ def main(args: Sequence[str]) -> int:
             shutil.rmtree(out, ignore_errors=True)
         raise
     for folder, share in zip(options.folders, shares, strict=True):
-        console.print(f"{len(share)} trials from {folder}", highlight=False, markup=False)
-    console.print(f"{sum(map(len, shares))} of {len(trials)} trials have rows in {options.out}", highlight=False)
+        console.print(f"{len(share)} trials from {scrubbed(folder)}", highlight=False, markup=False)
+    count = sum(map(len, shares))
+    console.print(f"{count} of {len(trials)} trials have rows in {scrubbed(options.out)}", highlight=False)
     return 0

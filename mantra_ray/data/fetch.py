@@ -68,6 +68,8 @@ def fetch(
         raise InputError(path, "file", entry.name, f"no address has it as it is; {advice(entry, folder)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if part_of(path).is_symlink():
+            part_of(path).unlink()  # bytes would go where it points
         for resumed in (True, False) if part_of(path).exists() else (False,):
             _transfer(entry, path, report, attempts, wait)
             try:

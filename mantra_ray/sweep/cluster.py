@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 
 import ray
+from ray._private import ray_constants
 
 from mantra_ray.errors import InputError
+from mantra_ray.secrets import remember
 from mantra_ray.sweep.options import Options
 
 # Results are ours to write and to show: Ray's loggers, reports and notices would only bury them.
@@ -25,6 +30,43 @@ QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_WARN_THRESHOLD_S": "60",
 }
+# Despite its name Ray asks it on Linux too.
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+@contextmanager
+def private() -> Iterator[None]:
+    """While it lasts, a Ray that starts can be reached from this machine alone, by who can read the user's token.
+
+    Ray's own default is every interface, and a token that all users of the machine can read. LOOPBACK, set to 1, gives
+    the former back. `--node-ip-address` would leave half of the sockets open.
+    """
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        with suppress(OSError):  # Ray says what it cannot write
+            hide_token(Path.home() / ".ray" / "auth_token")
+    if LOOPBACK in os.environ:
+        yield
+        return
+    os.environ[LOOPBACK], usual = "0", ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False  # read when Ray was imported
+    try:
+        yield
+    finally:
+        del os.environ[LOOPBACK]
+        ray_constants.ENABLE_RAY_CLUSTER = usual
+
+
+def hide_token(path: Path) -> None:
+    """Make the file of Ray's token readable by its user alone, and the file itself where there is none."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    if not path.exists():
+        with tempfile.NamedTemporaryFile("w", dir=path.parent) as file, suppress(FileExistsError):
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.link(file.name, path)  # whole, and never in the place of another's
+    path.chmod(0o600)
 
 
 @contextmanager
@@ -38,6 +80,13 @@ def connected(address: str) -> Iterator[dict[str, float]]:
     warnings.filterwarnings("ignore", module=r"ray\.")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     ours = not ray.is_initialized()
+    with private() if ours and not address else nullcontext(), _session(address, ours):
+        yield {kind: ray.cluster_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}
+
+
+@contextmanager
+def _session(address: str, ours: bool) -> Iterator[None]:
+    remember(address)
     if ours:
         where = {"address": address} if address else {"address": "local", "include_dashboard": False}
         try:
@@ -46,7 +95,7 @@ def connected(address: str) -> Iterator[dict[str, float]]:
             hint = "" if "RAY_AUTH_MODE" in os.environ else " (if it asks for a token, set RAY_AUTH_MODE=token)"
             raise InputError("options", "--address", address, f"no Ray cluster answers{hint}: {error}") from error
     try:
-        yield {kind: ray.cluster_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}
+        yield
     finally:
         if ours:
             ray.shutdown()

@@ -7,6 +7,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from mantra_ray.secrets import scrubbed
+
 INTERVAL = 10.0  # seconds between plain lines
 
 
@@ -33,8 +35,8 @@ class Display:
             self._bars.stop()
 
     def say(self, text: str) -> None:
-        """One line above the display."""
-        self.console.print(text, highlight=False)
+        """One line above the display, without secrets."""
+        self.console.print(scrubbed(text), highlight=False)
 
     def stage(self, done: int, total: int, text: str) -> None:
         """Upstream stages: `done` of `total`, the last one being `text`."""

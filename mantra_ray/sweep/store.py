@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from mantra_ray.errors import InputError
 from mantra_ray.fields import flatten
 from mantra_ray.files import Place, Stamp, atomic, place
+from mantra_ray.secrets import scrubbed
 from mantra_ray.sweep import schema, seal
 from mantra_ray.sweep.rowfiles import (
     TRIALS_KEY,
@@ -54,9 +55,11 @@ class Store:
     def write(self, spec: TrialSpec, trial: dict[str, Any], scores=(), records=None, curves=()) -> None:
         """Write a trial's rows; its row in `trials` comes last, so a trial that has one is whole.
 
-        `trial` holds status, error, seconds, started, ended, diagnostics and provenance (names with a dot);
-        `scores` and `curves` are lists of rows, `records` maps column names to arrays of one length.
+        `trial` holds status, error (stored without secrets), seconds, started, ended, diagnostics and provenance (names
+        with a dot); `scores` and `curves` are lists of rows, `records` maps column names to arrays of one length.
         """
+        if trial.get("error"):
+            trial = trial | {"error": scrubbed(trial["error"])}
         pairing = {"trial": spec.id, "kind": spec.kind, "seed": spec.config.seed}
         length = len(records["record"]) if records else 0
         shared = pairing | {"split": spec.config.split.kind}

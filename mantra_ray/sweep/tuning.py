@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 from ray.air.execution._internal import actor_manager
 from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.tune.execution import tune_controller
+from ray.tune.execution import class_cache, tune_controller
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
@@ -26,6 +26,8 @@ RETRIES = 2  # of a trial whose process died: the machine may have been at fault
 # Tune stops altogether when Ray's memory monitor ends a trial's process, unless that counts as a process that died.
 for module in (actor_manager, tune_controller):
     module.RayActorError = (RayActorError, OutOfMemoryError)
+# Tune would hand the keys of AWS to every trial by a way that Ray writes to its log; trials reach no bucket.
+class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
 UNLIMITED = 10**9  # trials: the feeder says when it is over
 
 

@@ -48,6 +48,7 @@ def bundled(tmp_path_factory, root):
 def unpacked(bundled, tmp_path):
     with tarfile.open(bundled / "mantra.tar") as tar:
         assert {(member.uid, member.uname) for member in tar} == {(0, "")}
+        assert all(member.isfile() or member.isdir() for member in tar)
         tar.extractall(tmp_path, filter="data")
     return tmp_path / "mantra"
 
@@ -80,6 +81,14 @@ def test_an_environment_is_made_of_the_wheels_alone(unpacked, tmp_path):
     )
     assert told.stdout.split() == ["1.2", "3.0"]
     assert install(unpacked, tmp_path / "env", sys.executable).returncode == 2  # exists already
+
+
+def test_a_link_is_not_packed(script, tmp_path):
+    (tmp_path / "mantra").mkdir()
+    (tmp_path / "mantra" / "wheels").symlink_to("/etc")
+    with pytest.raises(SystemExit, match="mantra/wheels is a link"):
+        script("airgap/bundle").write(tmp_path / "mantra", tmp_path / "mantra.tar")
+    assert [path.name for path in tmp_path.iterdir()] == ["mantra"]
 
 
 def test_damage_a_missing_wheel_and_another_python_are_refused(unpacked, tmp_path):

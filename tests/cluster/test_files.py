@@ -111,9 +111,8 @@ def test_torch_is_the_same_everywhere(root, script):
 def test_requirements_add_to_the_pinned_ones_and_contradict_none(root):
     base, default = pins(root / "requirements.txt"), pins(CLUSTER / "requirements.txt")
     assert len(default) > 20 and not base.keys() & default.keys()
-    for cloud, known in (("aws", {"python-dateutil"}), ("gcp", set())):
-        extra = pins(CLUSTER / f"requirements-{cloud}.txt")
-        assert (extra.keys() & (base.keys() | default.keys())) == known
+    for cloud in ("aws", "gcp"):
+        assert not pins(CLUSTER / f"requirements-{cloud}.txt").keys() & (base.keys() | default.keys())
     assert base["ray"] == yaml.safe_load((CLUSTER / "kuberay/raycluster.yaml").read_text())["spec"]["rayVersion"]
 
 

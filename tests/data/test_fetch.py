@@ -75,6 +75,13 @@ def quick(server, folder, report=lambda done: None, attempts=3, **changes):
     return fetch(entry(server, **changes), folder, report, attempts, wait=0.001)
 
 
+def test_bytes_do_not_go_where_a_link_points(server, tmp_path):
+    (tmp_path / "kept").write_bytes(CONTENT[:1000])
+    part_of(tmp_path / "data.bin").symlink_to(tmp_path / "kept")
+    assert quick(server, tmp_path) and (tmp_path / "data.bin").read_bytes() == CONTENT
+    assert (tmp_path / "kept").read_bytes() == CONTENT[:1000] and not (tmp_path / "data.bin").is_symlink()
+
+
 def test_a_file_is_fetched_once_and_progress_reported(server, tmp_path):
     folder, seen = tmp_path / "new" / "folder", []
     assert quick(server, folder, seen.append) is True
