@@ -1,6 +1,7 @@
 """The scripts, run as a user runs them, on a tiny budget."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,13 +122,16 @@ def test_curves_run_to_the_last_epoch(tables):
 def test_tensorboard_holds_every_trials_scalars(swept, tables):
     folder = swept[0] / "tensorboard"
     nexus = set(tables["trials"].query("kind == 'nexus'")["trial"])
-    assert nexus <= {path.name for path in folder.iterdir()}
+    runs = {path.name.rpartition("_")[2]: path for path in folder.iterdir()}
+    assert nexus <= runs.keys()
+    metrics = ("loss", "validation_gain", "write_density", "gate_mean", "read_entropy", "occupancy", "evictions")
     for trial in nexus:
-        events = EventAccumulator(str(folder / trial)).Reload()
+        events = EventAccumulator(str(runs[trial])).Reload()
         tags = set(events.Tags()["scalars"])
-        assert {"loss", "validation_gain", "write_density", "occupancy", "final/test_gain"} <= tags
+        assert {"final/test_gain", "epoch/records_per_second", *(f"epoch/{name}" for name in metrics)} <= tags
+        assert events.Tags()["histograms"] and events.Tags()["images"] == ["memory/regulator_slots"]
         curve = tables["curves"].query("trial == @trial and metric == 'validation_gain'").sort_values("epoch")
-        assert [event.value for event in events.Scalars("validation_gain")] == pytest.approx(list(curve["value"]))
+        assert [event.value for event in events.Scalars("epoch/validation_gain")] == pytest.approx(list(curve["value"]))
 
 
 def test_the_summary_says_where_everything_lies(swept):
@@ -168,7 +172,8 @@ def test_run_again_everything_is_skipped_and_nothing_changes(swept):
     [("joint", ["--confirm", "1"], "chosen on validation, run again on 1 fresh seed"), ("ablation", [], "fifo")],
     ids=("joint", "ablation"),
 )
-def test_other_recipes_run_to_their_end(tmp_path, recipe, more, said):
+def test_other_recipes_run_to_their_end(swept, tmp_path, recipe, more, said):
+    shutil.copytree(swept[0] / "artifacts", tmp_path / recipe / "artifacts")  # networks that they have in common
     smoke = ["--smoke", "--seeds", "1", "--splits", "seen", *more, "--out", tmp_path]
     done = command(f"sweeps/{recipe}.py", *smoke)
     assert done.returncode in (0, 1), done.stdout + done.stderr  # 1: so small a sweep may ring the alarm of its control

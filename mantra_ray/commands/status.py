@@ -64,7 +64,8 @@ def status_of(root: Place, store: Store, trials: Sequence[str]) -> Status:
 
 def last_signs(board: Path, trials: Sequence[str]) -> dict[str, float]:
     """When those of the trials that have begun wrote to TensorBoard last, in seconds since 1970."""
-    files = {trial: list((board / trial).glob("events.out.tfevents.*")) for trial in trials}
+    runs = {path.name.rpartition("_")[2]: path for path in board.glob("*")}  # a run's name ends with its trial
+    files = {trial: list(runs[trial].glob("events.out.tfevents.*")) for trial in trials if trial in runs}
     return {trial: max(file.stat().st_mtime for file in found) for trial, found in files.items() if found}
 
 

@@ -175,7 +175,8 @@ class Part:
         scores = []
         for arm, predicted in self.predictions.items():
             program = None if predicted.program is None else (predicted.program[mask], self.program.observed[mask])
-            found = pooled_metrics(program, (predicted.trait[mask], self.trait[mask]), resamples)
+            trait = predicted.trait[mask], self.trait[mask]
+            found = pooled_metrics(program, trait, resamples, curve=where["slice"] == "all")
             scores += [score_row(arm, where, metric, limits, int(mask.sum())) for metric, limits in found.items()]
         return scores
 

@@ -2,10 +2,12 @@
 
 A metric that is defined for one column (a trait) is averaged over columns. Conventions, so that no value is NaN: where
 predictions or observations do not vary, correlation, slope and spread ratio are 0; where observed signs agree in all
-columns, the area under the curve is 1/2.
+columns, the area under the curve is 1/2 and the curve the diagonal.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,6 +16,9 @@ from mantra_ray.evaluation.statistics import percentile_limits, resample_counts,
 
 Limits = tuple[float, float, float]  # value, lower, upper
 BLOCK = 2**22  # entries of the largest temporary table
+STEPS = 20  # of the false-positive rate
+RATES = np.arange(1, STEPS) / STEPS  # at which ROC curves are read
+CURVE = tuple(f"trait_tpr_at_fpr_{rate:.2f}" for rate in RATES)  # what the scores call the true-positive rates there
 
 
 def sums_of(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
@@ -56,32 +61,56 @@ def spread_ratio(sums: np.ndarray) -> np.ndarray:
     return np.sqrt(np.divide(x, y, out=np.zeros_like(x), where=y > 0))
 
 
-def auroc(score: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Chance that a positive record scores higher than a negative one, ties counting half, [B]; NaN without both.
+def roc(score: np.ndarray, positive: np.ndarray, weight: np.ndarray, curve: bool = True) -> np.ndarray:
+    """Area under the ROC curve and, with `curve`, its true-positive rates at `RATES`, [B, 1 + 19]; NaN without both.
 
-    score [n]; positive [n] bool; weight [B, n], how often each record counts. Mann and Whitney's statistic.
+    score [n]; positive [n] bool; weight [B, n], how often each record counts. The area is the chance that a positive
+    record scores higher than a negative one, ties counting half (Mann and Whitney's statistic). Between two thresholds
+    the curve is a line; where it rises straight up, the upper end counts (Fawcett 2006, "An introduction to ROC
+    analysis", algorithm 4).
     """
+    found = np.full((len(weight), 1 + curve * len(RATES)), np.nan)
     if not len(score):
-        return np.full(len(weight), np.nan)
-    order = np.argsort(score, kind="stable")
-    _, first, tie = np.unique(score[order], return_index=True, return_inverse=True)
-    weight, positive = weight[:, order], positive[order]
-    negative = np.add.reduceat(weight * ~positive, first, axis=1)
-    below = (np.cumsum(negative, axis=1) - negative / 2)[:, tie]
-    pairs = (weight * positive).sum(1) * negative.sum(1)
-    return np.divide((weight * positive * below).sum(1), pairs, out=np.full(len(weight), np.nan), where=pairs > 0)
+        return found
+    order = np.argsort(-score, kind="stable")
+    _, first = np.unique(-score[order], return_index=True)  # where each group of equal scores begins
+    weight = weight[:, order]
+    hits = weight * positive[order]
+    alarms = weight - hits
+    if len(first) < len(score):
+        hits, alarms = (np.add.reduceat(each, first, axis=1) for each in (hits, alarms))
+    passed = np.cumsum(alarms, axis=1)
+    most, total = passed[:, -1:], hits.sum(1, keepdims=True)
+    pairs = (most * total)[:, 0]
+    np.divide((hits * (most - passed + alarms / 2)).sum(1), pairs, out=found[:, 0], where=pairs > 0)
+    rows = np.flatnonzero(pairs)
+    if not curve or not len(rows):
+        return found
+    wanted = np.arange(1, STEPS) * most[rows].astype(float)
+    # one search for all rows, each lifted above the one before; whole numbers stay exact
+    lift = np.arange(len(rows))[:, None] * (STEPS * float(most.max()) + 1)
+    group = np.searchsorted((STEPS * passed[rows] + lift).ravel(), (wanted + lift).ravel(), side="right")
+    place = rows[:, None], group.reshape(wanted.shape) % len(first)  # the first group that passes the rate
+    beyond = (passed[place] - wanted / STEPS) / alarms[place]  # share of the group
+    found[rows, 1:] = (np.cumsum(hits, axis=1)[place] - beyond * hits[place]) / total[rows]
+    return found
 
 
-def sign_auroc(predicted: np.ndarray, observed: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """How well predicted columns [n, T] tell observed values above 0 from those below, [B].
+def sign_roc(predicted: np.ndarray, observed: np.ndarray, weight: np.ndarray, curve: bool = True) -> np.ndarray:
+    """How well predicted columns [n, T] tell observed values above 0 from those below: as `roc`, [B, 1 + 19].
 
-    Averaged over the columns that have both.
+    Averaged over the columns that have both, curves vertically: true-positive rates at the same false-positive rate.
     """
-    judged = observed != 0
-    areas = [auroc(predicted[rows, t], observed[rows, t] > 0, weight[:, rows]) for t, rows in enumerate(judged.T)]
-    known = np.isfinite(areas)
+    found = np.stack(
+        [
+            roc(predicted[rows, t], observed[rows, t] > 0, weight[:, rows], curve)
+            for t, rows in enumerate((observed != 0).T)
+        ]
+    )
+    known = np.isfinite(found)
     count = known.sum(0)
-    return np.where(count > 0, np.where(known, areas, 0).sum(0) / np.maximum(count, 1), 0.5)
+    chance = np.array([0.5, *RATES])[: found.shape[2]]
+    return np.where(count > 0, np.where(known, found, 0).sum(0) / np.maximum(count, 1), chance)
 
 
 class Resamples:
@@ -106,23 +135,28 @@ class Resamples:
         total = columns.sum(0)
         return {name: self.limits(metric(total), metric(sums)) for name, metric in metrics.items()}
 
-    def of_weights(self, metric) -> Limits:
-        """A function of how often each record counts, [B, n] -> [B]."""
+    def of_weights(self, metric: Callable[[np.ndarray], np.ndarray], names: Sequence[str]) -> dict[str, Limits]:
+        """Functions of how often each record counts, [B, n] -> [B, M], by name."""
         counts = resample_counts(self.regulators, self.resamples, self.seed, 1)
         step = max(BLOCK // len(self.index), 1)
         draws = [metric(counts[at : at + step][:, self.index]) for at in range(0, self.resamples, step)]
-        return self.limits(metric(np.ones((1, len(self.index))))[0], np.concatenate(draws))
+        values = metric(np.ones((1, len(self.index))))[0]
+        return {name: self.limits(*of) for name, *of in zip(names, values, np.concatenate(draws).T, strict=True)}
 
 
 def pooled_metrics(
-    program: tuple[np.ndarray, np.ndarray] | None, trait: tuple[np.ndarray, np.ndarray], resamples: Resamples
+    program: tuple[np.ndarray, np.ndarray] | None,
+    trait: tuple[np.ndarray, np.ndarray],
+    resamples: Resamples,
+    curve: bool = True,
 ) -> dict[str, Limits]:
-    """All metrics of predicted and observed programs [n, K] and traits [n, T], by name."""
+    """All metrics of predicted and observed programs [n, K] and traits [n, T], by name; `curve`: with the ROC curve."""
     found = {}
     if program is not None:
         found |= resamples.of_sums(sums_of(*program), {"spread_ratio": spread_ratio})
     if trait[1].shape[1]:
         by_name = {"trait_correlation": correlation, "trait_calibration_slope": calibration_slope}
         found |= resamples.of_sums(sums_of(*trait), by_name)
-        found["trait_auroc"] = resamples.of_weights(lambda weight: sign_auroc(*trait, weight))
+        names = ("trait_auroc", *(CURVE if curve else ()))
+        found |= resamples.of_weights(lambda weight: sign_roc(*trait, weight, curve), names)
     return found

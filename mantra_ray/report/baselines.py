@@ -20,6 +20,7 @@ from mantra_ray.report.drawing import (
 )
 from mantra_ray.report.findings import Findings
 from mantra_ray.report.page import Part, Section, absent, sheet
+from mantra_ray.report.roc import roc_picture
 from mantra_ray.sweep.scorecard import METRICS, Values, read, scorecard
 from mantra_ray.sweep.summary import CEILING, MEMORY, Arm
 from mantra_ray.sweep.tables import arm_table, percent
@@ -100,9 +101,9 @@ def trait_section(findings: Findings, values: dict[str, Values]) -> Section:
     found = {split: of for split, of in values.items() if any(metric in metrics for _, metric in of)}
     if not found:
         return Section("Traits", [absent("The scores hold no metric of traits: the data came without trait effects.")])
-    parts: list[Part] = [trait_picture(found)]
+    old = "The scores hold no ROC curve: the trials ran before there was one."
+    parts: list[Part] = [trait_picture(found), roc_picture(findings) or absent(old)]
     parts += metric_sheets(findings, found, "traits")
-    parts.append(absent("The tables hold areas and slopes, not the predictions, so that no ROC curve can be drawn."))
     return Section("Traits", parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -35,15 +36,27 @@ class Report:
     pictures: list[Picture]
 
     def write(self, folder: Place) -> Place:
-        """Put the figures and then the page into a folder, each whole or not at all; returns the page's place."""
+        """Put the figures and then the page into a folder, each whole or not at all; returns the page's place.
+
+        Figures that the report which lay there showed, and this one does not, are removed in the end.
+        """
+        page = folder / "report.html"
+        before = figures_of(page.read_bytes().decode(errors="replace")) if page.exists() else set()
         files = {f"{picture.name}.png": picture.png for picture in self.pictures}
         files |= {f"{picture.name}.svg": picture.svg for picture in self.pictures}
         for name, content in files.items():  # all is made before anything is written
             with atomic(folder / "figures" / name) as partial:
                 partial.write_bytes(content)
-        with atomic(folder / "report.html") as partial:
+        with atomic(page) as partial:
             partial.write_text(self.html, encoding="utf-8")
-        return folder / "report.html"
+        for name in before - files.keys():
+            (folder / "figures" / name).unlink(missing_ok=True)
+        return page
+
+
+def figures_of(html: str) -> set[str]:
+    """Files of the figures that a report's page shows; plain names, whatever else it holds."""
+    return set(re.findall(r'<a href="figures/([a-z_]+\.(?:svg|png))">(?:SVG|PNG)</a>', html))
 
 
 def make_report(findings: Findings) -> Report:

@@ -25,8 +25,9 @@ from mantra_ray.sweep import worker
 from mantra_ray.sweep.alarms import leaks
 from mantra_ray.sweep.cluster import connected, slots
 from mantra_ray.sweep.description import Timing, describe
+from mantra_ray.sweep.hparams import Columns
 from mantra_ray.sweep.options import Options
-from mantra_ray.sweep.plan import Grid, Work
+from mantra_ray.sweep.plan import Grid, Plan, Work
 from mantra_ray.sweep.power import expected, lines
 from mantra_ray.sweep.progress import Display
 from mantra_ray.sweep.report import print_summary
@@ -34,10 +35,12 @@ from mantra_ray.sweep.schedule import scheduler
 from mantra_ray.sweep.search import SearchPlan, searches
 from mantra_ray.sweep.spec import SweepSpec, TrialSpec
 from mantra_ray.sweep.store import Store
+from mantra_ray.sweep.tensorboard import begin
 from mantra_ray.sweep.tuning import Watcher, tune_trials
 from mantra_ray.sweep.upload import upload
 from mantra_ray.training.inputs import check_memory
 from mantra_ray.training.stages import make_folds
+from mantra_ray.training.state import clear_states
 
 # What a trial's numbers depend on: a change elsewhere runs no trial again.
 CODE = ("config", "data", "cascade", "nexus", "forward", "baselines", "evaluation", "training", "sweep.trial")
@@ -80,10 +83,11 @@ def run_sweep(spec: SweepSpec, options: Options, console: Console, run: Callable
             display.say("Stopped. Finished trials are kept: give the same command again to go on.")
             return 130
     describe(root, work.trials, plan, timing)
+    ended = store.ended()
+    clear_states(root / "states", ".pt", {trial for trial, status in ended.items() if status != "failed"})
     sound = print_summary(root, console)
     if options.copy_to:
         copy(root, place(options.copy_to) / spec.name, console)
-    ended = store.ended()
     return int(not (sound and all(ended.get(trial) in ("done", "pruned") for trial in work.trials)))
 
 
@@ -119,7 +123,9 @@ def _run(
             gpus=gpus,
             timeout=options.trial_timeout,
             scheduler=options.scheduler,
+            columns=columns(spec, work.plan),
         )
+        begin(root / "tensorboard", bench.columns, work.trials)
         rule = scheduler(options.scheduler, spec.space)
         rule.slots = beside
         rule.remember(work.store, work.trials)
@@ -142,6 +148,12 @@ def _run(
     )
 
 
+def columns(spec: SweepSpec, plan: Plan) -> Columns:
+    """The settings in which the sweep's trials differ."""
+    searched = plan.searched if isinstance(plan, SearchPlan) else ()
+    return Columns.of(spec.arms, spec.base, searched)
+
+
 def copy(root: Path, target: Place, console: Console) -> None:
     """Copy the tables to `target`; InputError where that does not work."""
     try:
@@ -151,7 +163,9 @@ def copy(root: Path, target: Place, console: Console) -> None:
 
 
 def sweep_root(options: Options, spec: SweepSpec) -> Path:
-    """The sweep's folder."""
+    """The sweep's folder; InputError if its name would lead out of --out."""
+    if spec.name != Path(spec.name).name or spec.name in ("", ".."):
+        raise InputError("recipe", "name", spec.name, "must be a plain name; --out sets the folder")
     return Path(options.out).resolve() / spec.name
 
 

@@ -19,7 +19,7 @@ from mantra_ray.fields import replace
 from mantra_ray.sweep.knobs import Knob
 from mantra_ray.sweep.spec import Scheduler, TrialSpec
 from mantra_ray.sweep.store import Store
-from mantra_ray.training.state import Keeper, OnEpoch
+from mantra_ray.training.state import TIMED, Keeper, OnEpoch
 
 PASSES, GAIN = "passes", "validation_gain"  # of a report: passes over the training fold so far, and what came of them
 GRACE = 2  # passes before a trial may be stopped: the gain after the first is mostly that of the start
@@ -246,4 +246,9 @@ def pruned_row(spec: TrialSpec, last: Mapping[str, Any]) -> dict[str, Any]:
 def rows(epochs: Mapping[int, Mapping[str, float]]) -> list[dict[str, Any]]:
     """Curves as rows of epoch, metric and value."""
     told: Iterable[tuple[int, Mapping[str, float]]] = sorted(epochs.items())
-    return [{"epoch": epoch, "metric": name, "value": value} for epoch, of in told for name, value in of.items()]
+    return [
+        {"epoch": epoch, "metric": name, "value": value}
+        for epoch, of in told
+        for name, value in of.items()
+        if name not in TIMED
+    ]

@@ -64,7 +64,8 @@ def print_scorecards(
 
 def read(store: Store, trials: Iterable[str]) -> Values:
     """Values on all test records of the trials, one a seed; an arm that several kinds of trial judge counts once."""
-    where = (ds.field("part") == "test") & (ds.field("slice") == "all")
+    known = [name for metrics in METRICS.values() for name in metrics]  # points of ROC curves are none
+    where = (ds.field("part") == "test") & (ds.field("slice") == "all") & ds.field("metric").isin(known)
     seen: dict[tuple[str, str], dict[int, float]] = {}
     for row in store.read("scores", trials, COLUMNS, where).to_pylist():
         if row["arm"] != "noise_ceiling":

@@ -85,6 +85,12 @@ class SearchPlan:
         ]
 
     @property
+    def searched(self) -> set[str]:
+        """Fields that it turns."""
+        tuned = {name for setting in self.candidates.settings for name in setting}
+        return tuned.union(*(knob.fields() for knob in self.knobs)) if self.proposing else tuned
+
+    @property
     def most(self) -> int:
         """Trials at most, baselines among them; on fresh seeds the winner and the default."""
         return (len(self.spec.seeds) * (self.count + 1) + len(self.fresh) * 3) * len(self.spec.splits)

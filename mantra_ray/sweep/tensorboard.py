@@ -1,27 +1,29 @@
-"""What TensorBoard shows of one trial: its curves as they grow, then its settings as text, and its final numbers."""
+"""What TensorBoard shows of one trial: its curves as they grow, then its settings, final numbers and memory."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from tensorboardX import SummaryWriter
-from tensorboardX.summary import hparams
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import histogram
 
 from mantra_ray.config import ExperimentConfig
 from mantra_ray.fields import flatten
 from mantra_ray.provenance import without_secrets
+from mantra_ray.sweep.held import Held
+from mantra_ray.sweep.hparams import Columns, trial_summaries
+from mantra_ray.sweep.slot_map import slot_map
 from mantra_ray.sweep.spec import TrialSpec
 
-# Diagnostics among the final numbers, beside the gains; a trial has most of them.
-FINAL = (
-    *("write_density", "gated_density", "occupancy", "evictions", "collisions", "load", "hard_hit_rate", "gate_mean"),
-    *("sim_max_mean", "read_entropy", "transport", "records_per_second", "memory_bytes", "training_seconds"),
-)
-UNTUNED = ("data.", "evaluation.")  # sections that no sweep turns; the text has them
 DEFAULTS = flatten(ExperimentConfig())
+BINS = 30  # of a histogram: as many as TensorBoard draws
+COLUMNS = "columns"  # the run that holds nothing but those of the HParams tab
+FILES = "events.out.tfevents.*"
 
 
 class TrialBoard:
@@ -33,24 +35,24 @@ class TrialBoard:
 
     def clear(self) -> None:
         """Remove what an earlier, unfinished run of the trial left."""
-        for old in self.folder.glob("events.out.tfevents.*"):
+        for old in self.folder.glob(FILES):
             old.unlink()
 
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """Add one epoch's scalars (loss, gain, write density, occupancy, ...)."""
         for name, value in metrics.items():
-            self._open().add_scalar(name, value, epoch)
+            self._open().add_scalar(f"epoch/{name}", value, epoch)
         self._open().flush()  # who watches sees it at once, and a process that is killed has left it
 
-    def finish(self, spec: TrialSpec, final: dict[str, float]) -> None:
-        """Add all settings as text, the final numbers and, for the HParams tab, a trial's knobs with them; and close.
+    def finish(self, spec: TrialSpec, final: dict[str, float], held: Sequence[Held] = ()) -> None:
+        """Add all settings as text, the final numbers and, for the HParams tab, a trial's knobs; its memory; close.
 
         Baselines have no knobs and no numbers of a memory: they would stand there as empty rows.
         """
         self._open().add_text("settings", settings_text(spec), 0)
-        if spec.kind == "nexus":
-            for summary in hparams(knobs(spec), {f"final/{name}": value for name, value in final.items()}):
-                self._open().file_writer.add_summary(summary)
+        summaries = trial_summaries(spec) if spec.kind == "nexus" else []
+        for summary in (*summaries, *(part for manifold in held for part in held_summaries(manifold))):
+            self._open().file_writer.add_summary(summary, 0)
         for name, value in final.items():
             self._open().add_scalar(f"final/{name}", value, 0)
         self.close()
@@ -68,12 +70,31 @@ class TrialBoard:
         return self._writer
 
 
-def knobs(spec: TrialSpec) -> dict[str, Any]:
-    """What the HParams tab compares trials by: seed, split and every setting that a sweep may turn."""
-    flat = {name: value for name, value in flatten(spec.config).items() if not name.startswith(UNTUNED)}
-    split = flat.pop("split.kind")
-    plain = {name: json.dumps(value) if isinstance(value, list) else value for name, value in flat.items()}
-    return plain | {"split": split}
+def begin(folder: Path, columns: Columns, trials: Mapping[str, TrialSpec]) -> None:
+    """Make a sweep's folder ready: the columns of its HParams tab, and every run under the name that it has now.
+
+    A run that an earlier command began may be called otherwise, by other columns.
+    """
+    TrialBoard(folder / COLUMNS).clear()
+    with SummaryWriter(str(folder / COLUMNS)) as writer:
+        writer.file_writer.add_summary(columns.summary())
+    for run in [path for path in folder.iterdir() if path.is_dir()]:
+        trial = trials.get(run.name.rpartition("_")[2])
+        if trial is not None and not (named := folder / columns.run(trial)).exists():
+            run.rename(named)
+
+
+def held_summaries(held: Held) -> list[Summary]:
+    """Of one manifold: the map of its slots, and histograms of priorities and similarities where there are any."""
+    png, height, width = slot_map(held.priority)
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+    found = [Summary(value=[Summary.Value(tag=f"memory/{held.name}_slots", image=image)])]
+    told = {"priority": (held.priority, BINS)}
+    told |= {f"similarity_{part}": (of, np.linspace(0, 1, BINS + 1)) for part, of in held.similarity.items()}
+    for name, (values, bins) in told.items():
+        if len(known := values[np.isfinite(values)]):
+            found.append(histogram(f"memory/{held.name}_{name}", known, bins))
+    return found
 
 
 def settings_text(spec: TrialSpec) -> str:

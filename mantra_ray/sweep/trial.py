@@ -14,21 +14,23 @@ from mantra_ray.baselines import baseline_predictions
 from mantra_ray.evaluation.evaluate import evaluate
 from mantra_ray.forward import Fold, Prediction
 from mantra_ray.nexus.adapter import Memories, trimmed
+from mantra_ray.sweep.held import Held, held_by
 from mantra_ray.sweep.spec import TrialSpec
 from mantra_ray.training.nexus import Trained
 from mantra_ray.training.recursive import train_memory
-from mantra_ray.training.residual import read_only
+from mantra_ray.training.residual import read_metrics, read_only
 from mantra_ray.training.state import Keeper, OnEpoch
 
 
 @dataclass
 class TrialOutcome:
-    """Rows of a trial for the four tables."""
+    """Rows of a trial for the four tables, and what its memory holds in the end, to be looked at."""
 
     diagnostics: dict[str, float | str]  # numbers, and the digests by which alarms compare trials
     scores: list[dict]
     records: dict[str, np.ndarray]
     curves: list[dict]
+    held: tuple[Held, ...] = ()
 
 
 def run_trial(
@@ -57,7 +59,7 @@ def run_trial(
         "load": len(fold.train) * len(routes) / slots,  # every manifold is offered every record
         "training_seconds": training,
     } | {name: value for kind in ("realism", "energy") for name, value in fold.meta.get(kind, {}).items()}
-    return TrialOutcome(diagnostics, tables.scores, tables.records, trained.curves)
+    return TrialOutcome(diagnostics, tables.scores, tables.records, trained.curves, held_by(fold, trained))
 
 
 @torch.no_grad()
@@ -77,12 +79,9 @@ def memory_arms(fold: Fold, trained: Trained, seed: int) -> tuple[dict[str, Pred
     memories = {"memory_off": model.empty_memory(), "memory_shuffled": model.warm(train)[0], "memory_on": None}
     predictions = {arm: trained.predict(fold, memory) for arm, memory in memories.items()}
     read = read_only(model, trimmed(trained.memories), records.take(torch.tensor(fold.test, device=device)))
-    diagnostics = trained.diagnostics | {
-        "hard_hit_rate": _mean(found.hard.float() for found in read.found),
-        "gate_mean": float(read.gate.mean()),
-        "sim_max_mean": _mean(found.sim_max for found in read.found),
-        "read_entropy": _mean(found.entropy for found in read.found),
-        "transport": _mean(reader.transport for reader in model.readers),
+    diagnostics = trained.diagnostics | read_metrics(read)
+    diagnostics |= {
+        "transport": float(torch.stack([reader.transport for reader in model.readers]).mean()),
         "prediction_sha256": prediction_digest(fold, predictions["memory_on"]),
         "base_sha256": prediction_digest(fold, predictions["memory_off"]),
         "memory_sha256": before,
@@ -105,7 +104,3 @@ def memory_digest(memories: Memories) -> str:
         for tensor in vars(memory).values():
             hasher.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return hasher.hexdigest()[:32]
-
-
-def _mean(values) -> float:
-    return float(torch.stack(list(values)).mean())

@@ -13,7 +13,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from mantra_ray.forward import Fold
 from mantra_ray.provenance import device_name
+from mantra_ray.sweep.hparams import FINAL, Columns
 from mantra_ray.sweep.population import history
 from mantra_ray.sweep.schedule import attach
 from mantra_ray.sweep.spec import Scheduler, TrialSpec
 from mantra_ray.sweep.store import Store
-from mantra_ray.sweep.tensorboard import FINAL, TrialBoard
+from mantra_ray.sweep.tensorboard import TrialBoard
 from mantra_ray.sweep.trial import TrialOutcome, run_trial
 from mantra_ray.training.distributed import RETRIES
 from mantra_ray.training.state import Keeper, OnEpoch
@@ -57,6 +58,7 @@ class Bench:
     gpus: float
     timeout: float = 0.0  # seconds after which a trial is ended; 0 waits for ever
     scheduler: Scheduler = "none"
+    columns: Columns = field(default_factory=Columns)  # in which trials differ, for the names of TensorBoard's runs
 
     @property
     def origin(self) -> dict[str, str | bool]:
@@ -65,7 +67,7 @@ class Bench:
 
     def board(self, spec: TrialSpec) -> TrialBoard:
         """Where TensorBoard finds a trial."""
-        return TrialBoard(self.root / "tensorboard" / spec.id)
+        return TrialBoard(self.root / "tensorboard" / self.columns.run(spec))
 
 
 def execute(spec: TrialSpec, fold: SharedFold, bench: Bench, on_epoch: OnEpoch, keeper: Keeper) -> TrialOutcome:
@@ -171,7 +173,7 @@ def trial(config: dict[str, dict[str, str]], bench: Bench, run: Callable[..., Tr
             board.close()
         else:
             store.write(spec, row | outcome.diagnostics, outcome.scores, outcome.records, outcome.curves)
-            board.finish(spec, final_numbers(outcome))
+            board.finish(spec, final_numbers(outcome), outcome.held)
             keeper.remove()
     except OSError as problem:  # a full disk: another process would fare no better
         unwritten = str(problem)

@@ -7,6 +7,7 @@ import pytest
 
 from mantra_ray.config import EvaluationConfig
 from mantra_ray.evaluation.evaluate import evaluate
+from mantra_ray.evaluation.pooled import CURVE
 from mantra_ray.forward import Prediction, predict
 
 CONFIG = EvaluationConfig(bootstrap=200)
@@ -128,8 +129,10 @@ def test_an_arm_on_traits_is_judged_on_traits_alone(fold):
     tables = evaluate(fold, predictions, CONFIG, seed=0)
     assert "trait_genes" not in tables.records["arm"]
     rows = {metric: row["value"] for (arm, metric), row in table(tables).items() if arm == "trait_genes"}
-    assert rows.keys() == {"trait_sign_accuracy", "trait_correlation", "trait_calibration_slope", "trait_auroc"}
-    assert list(rows.values()) == pytest.approx([1.0] * 4)
+    metrics = {"trait_sign_accuracy", "trait_correlation", "trait_calibration_slope", "trait_auroc"}
+    assert rows.keys() == metrics | set(CURVE) and list(rows.values()) == pytest.approx([1.0] * len(rows))
+    curves = {(row["part"], row["slice"]) for row in tables.scores if row["metric"] in CURVE}
+    assert curves == {("validation", "all"), ("test", "all")}  # slices have the area alone
     assert {row["slice"] for row in tables.scores if row["arm"] == "trait_genes"} >= {"all", "outlier"}
 
 

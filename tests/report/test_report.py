@@ -1,5 +1,6 @@
 """The whole report of a made sweep: what is in it, that it stands alone, and how it is written."""
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
 from html import unescape
@@ -14,7 +15,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 LOADING = {"src", "srcset", "poster", "data", "action"}  # attributes by which a page loads something
 NAMES = [
     *("gain_gamma", "geometry", "write_density", "occupancy", "pareto", "importance", "rarity", "effect_size"),
-    *("baselines", "traits"),
+    *("baselines", "traits", "roc"),
 ]
 
 
@@ -86,7 +87,7 @@ def test_sections_without_data_say_so(write, tmp_path):
     assert "No trial of the memory finished." in section(report, "What the memory holds")
     assert "Neither gamma nor alpha varies" in section(report, "Gain against gamma and alpha")
     assert "It takes 10 configurations" in section(report, "Knob importance")
-    assert [picture.name for picture in report.pictures] == ["baselines", "traits"]
+    assert [picture.name for picture in report.pictures] == ["baselines", "traits", "roc"]
 
 
 def test_nothing_but_baselines_fails_and_the_memory_is_still_judged(write, tmp_path):
@@ -110,6 +111,28 @@ def test_secrets_are_not_told(write, tmp_path):
     for secret in ("hf_abcdefghijklmnop", "me:pass"):
         assert secret not in report.html
     assert "mantra sweep x.py --token ***" in section(report, "Provenance")
+
+
+def test_a_second_report_takes_away_what_the_first_showed_and_nothing_else(report, tmp_path):
+    report.write(tmp_path)
+    own = [tmp_path / "figures" / name for name in ("mine.png", "geometry.txt", "notes")]
+    for path in own:
+        path.write_text("mine")
+    outside = tmp_path / "outside.png"
+    outside.write_text("mine")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    made = '<a href="figures/geometry.svg">SVG</a>'
+    assert made in page
+    (tmp_path / "report.html").write_text(page + made.replace("geometry.svg", "../outside.png"), encoding="utf-8")
+    fewer = dataclasses.replace(report, pictures=[p for p in report.pictures if p.name != "geometry"])
+    for _ in range(2):
+        fewer.write(tmp_path)
+        left = {f"{name}.{kind}" for name in NAMES if name != "geometry" for kind in ("png", "svg")}
+        assert {path.name for path in (tmp_path / "figures").iterdir()} == left | {path.name for path in own}
+        assert all(path.read_text() == "mine" for path in (*own, outside))
+    (tmp_path / "report.html").write_bytes(b"\xff\xfe damaged")
+    report.write(tmp_path)
+    assert (tmp_path / "figures" / "geometry.svg").is_file()
 
 
 def test_files_are_whole_or_not_there(report, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from mantra_ray.config import ExperimentConfig
+from mantra_ray.evaluation.pooled import RATES
 from mantra_ray.evaluation.statistics import Interval, nested_gain
 from mantra_ray.report import (
     baselines,
@@ -20,6 +21,7 @@ from mantra_ray.report import (
     knobs,
     memory,
     origin,
+    roc,
     slices,
 )
 from mantra_ray.report.drawing import FLOOR, fit_gains, looks, panels
@@ -186,8 +188,39 @@ def test_baselines_and_traits_are_the_printed_tables(findings):
     values = baselines.values_by_split(findings)
     section = baselines.trait_section(findings, values)
     assert cell(values["seen"]["memory_on", "trait_auroc"], 0.95) in shown(texts(section))
-    assert baselines.trait_arms(values["seen"]) == ["memory_on", "memory_shuffled", "memory_off", "zero", "ridge"]
+    assert baselines.trait_arms(values["seen"]) == [
+        "memory_on",
+        "memory_shuffled",
+        "memory_off",
+        "gnn",
+        "zero",
+        "ridge",
+    ]
     assert "no other metric" in texts(baselines.metric_section(findings, values))
+
+
+def test_roc_curves_are_those_of_the_scores(findings):
+    rows = [row["trial"] for rows in findings.judged("seen") for row in rows]
+    judged = roc.read_judged(findings.store, rows)
+    assert set(judged) == {"zero", "ridge", "gnn", "memory_off", "memory_shuffled", "memory_on"}
+    expected = np.mean([RATES ** (0.5 - 0.1 * seed) for seed in (0, 1)], axis=0)
+    value, lower, upper = judged["memory_on"].curve
+    assert value == pytest.approx(expected) and not lower.any() and (upper == 1).all()  # limits of the made rows
+    assert judged["memory_on"].area[0] == pytest.approx(0.7) and judged["gnn"].area[0] == pytest.approx(0.65)
+    assert roc.shown_arms(judged) == ["memory_on", "gnn", "zero"] and judged["ridge"].seeds == 2
+    picture = roc.roc_picture(findings)
+    curves, slopes, *_ = picture.figure.axes
+    assert len(picture.figure.axes) == 4 and curves.get_title(loc="left") == "seen"
+    line = next(line for line in curves.lines if line.get_label().startswith("memory_on, area 0.70 [0.00, 1.00]"))
+    assert list(line.get_xdata()) == [0, *RATES, 1] and line.get_ydata()[1:-1] == pytest.approx(expected)
+    assert [text.get_text() for text in slopes.get_yticklabels()] == ["memory_on", "gnn", "zero"]
+    assert "seen: memory_on 0.70, gnn 0.65, zero 0.60" in picture.alt and "2 seeds at most" in picture.caption
+
+
+def test_scores_of_an_earlier_version_have_no_curve(findings, monkeypatch):
+    monkeypatch.setattr(roc, "CURVE", ("of_later",))
+    text = texts(baselines.trait_section(findings, baselines.values_by_split(findings)))
+    assert "hold no ROC curve" in text
 
 
 def test_failures_and_provenance(findings):

@@ -18,6 +18,7 @@ from mantra_ray.sweep.store import Store
 pytestmark = pytest.mark.slow
 ARMS = [{"nexus.regret_gamma": gamma} for gamma in (0.0, 1.0)]
 OPTIONS = {"seeds": 2, "splits": ("seen",)}
+ALONE = {"cpus_per_trial": 2.0}  # one trial after another, where it does not matter: a second actor takes long to start
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,7 +64,9 @@ def test_sweep_runs_and_finished_trials_are_skipped(sweep, tmp_path):
     assert all(row["status"] == "done" and row["seconds"] > 0 and row["max_rss_bytes"] > 1e6 for row in trials)
     assert {row["provenance.data_sha256"] for row in trials} == {"data"}
     assert store.read("records").num_rows == 36 and store.read("curves").num_rows == 6
-    assert {path.name for path in (tmp_path / "test" / "tensorboard").iterdir()} == {row["trial"] for row in trials}
+    kinds = [r["kind"] if r["kind"] == "baselines" else f"gamma={r['nexus.regret_gamma']:g}" for r in trials]
+    runs = {f"seen_s{row['seed']}_{kind}_{row['trial']}" for row, kind in zip(trials, kinds, strict=True)}
+    assert {path.name for path in (tmp_path / "test" / "tensorboard").iterdir()} == runs | {"columns"}
     assert not list((tmp_path / "test" / ".tune").iterdir())
 
     def never(spec):
@@ -95,8 +98,29 @@ def test_failed_trials_have_rows_and_are_retried(sweep, tmp_path):
     assert [row["kind"] for row in rows if row["status"] == "done"].count("nexus") == 2
     assert sum("ValueError: no gate today" in row["error"] for row in failed) == 2
     assert [row["kind"] for row in failed if "outside the trial" in row["error"]] == ["baselines"]
-    code, text = sweep()
+    code, text = sweep(**ALONE)
     assert code == 0 and "3 of them finished before" in text and len(store.finished()) == 6
+
+
+def test_states_of_trials_that_failed_stay_and_those_of_others_go(sweep, tmp_path):
+    states = tmp_path / "test" / "states"
+    states.mkdir(parents=True)
+
+    def act(spec):
+        (states / f"{spec.id}.pt").touch()
+        if spec.config.nexus.regret_gamma == 1.0:
+            raise ValueError("no gate today")
+
+    for name, age in (("0" * 16, 0), ("1" * 16, 8 * 86_400)):  # of other settings: a week is waited
+        (states / f"{name}.pt").touch()
+        os.utime(states / f"{name}.pt", (0, time.time() - age))
+    assert sweep(act, **ALONE)[0] == 1
+    rows = Store(tmp_path / "test" / "results").read("trials").to_pylist()
+    failed = {row["trial"] for row in rows if row["status"] == "failed"}
+    assert len(failed) == 2 and {path.stem for path in states.iterdir()} == failed | {"0" * 16}
+    done = next(row["trial"] for row in rows if row["status"] == "done")
+    (states / f"{done}.pt").touch()  # its process was killed when its row was just written
+    assert sweep(**ALONE)[0] == 0 and [path.stem for path in states.iterdir()] == ["0" * 16]
 
 
 def test_a_trial_whose_process_died_once_runs_again(sweep, tmp_path):
@@ -128,14 +152,14 @@ def test_retry_failed_runs_the_failed_trials_alone(sweep, tmp_path):
         if spec.config.nexus.regret_gamma == 1.0:
             raise ValueError("no gate today")
 
-    sweep(fail)
+    sweep(fail, **ALONE)
     store = Store(tmp_path / "test" / "results")
     (done,) = (row["trial"] for row in store.read("trials").to_pylist() if row["kind"] == "baselines" if row["seed"])
     for table in ("trials", "scores", "records", "curves"):
         (tmp_path / "test" / "results" / table / f"{done}.parquet").unlink()
-    code, _ = sweep(retry_failed=True)
+    code, _ = sweep(retry_failed=True, **ALONE)
     assert code == 1 and len(store.finished()) == 5 and done not in store.finished()
-    assert sweep()[0] == 0 and len(store.finished()) == 6
+    assert sweep(**ALONE)[0] == 0 and len(store.finished()) == 6
 
 
 def test_rows_that_cannot_be_written_end_the_sweep_with_a_word(sweep, tmp_path):
@@ -146,7 +170,7 @@ def test_rows_that_cannot_be_written_end_the_sweep_with_a_word(sweep, tmp_path):
     with pytest.raises(InputError, match="rows could not be written"):
         sweep(fill)
     assert not list(tmp_path.rglob("*.partial"))
-    assert sweep()[0] == 0
+    assert sweep(**ALONE)[0] == 0
 
 
 def test_splits_that_the_data_cannot_give_are_refused_before_anything_is_made(sweep, tmp_path):
@@ -191,7 +215,7 @@ def test_two_workers_on_a_trial_find_what_one_finds(tmp_path, monkeypatch, scree
     assert one.keys() == two.keys() and any("loss" in key for key in one) and any("memory_on" in key for key in one)
     assert [two[key] for key in one] == pytest.approx(list(one.values()), abs=1e-4, nan_ok=True)
     events = [EventAccumulator(str(path)).Reload() for path in (tmp_path / "2").rglob("events*")]
-    assert any("loss" in event.Tags()["scalars"] for event in events)
+    assert any("epoch/loss" in event.Tags()["scalars"] for event in events)
 
 
 @pytest.mark.parametrize(
