@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from mantra_ray import __version__
 from mantra_ray.errors import InputError
 from mantra_ray.fields import replace
 from mantra_ray.sweep.options import Options, parse
-from mantra_ray.sweep.runner import run_sweep
 from mantra_ray.sweep.spec import SweepSpec
 from mantra_ray.terminal import console, guarded
 
@@ -92,6 +93,13 @@ def run_recipe(recipe: Recipe, args: Sequence[str] | None = None) -> int:
         return run_sweep(spec, options, console())
 
     return guarded(run)
+
+
+def run_sweep(spec: SweepSpec, options: Options, out: Console) -> int:
+    """As `mantra_ray.sweep.runner.run_sweep`."""
+    from mantra_ray.sweep import runner  # seconds to import, which `--help` and most commands need not wait for
+
+    return runner.run_sweep(spec, options, out)
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -183,8 +183,7 @@ class NexusConfig:
     """The memory, its reader and its writer."""
 
     mode: Literal["residual", "language"] = "residual"
-    """How the reader is trained: by regression on the residual (Mode B), or as a language model of the record stream
-    whose decoding head learns the correction afterwards (Mode A)."""
+    """Training: regression on the residual (Mode B), or a language model of records, then a decoding head (Mode A)."""
     correct: Literal["programs", "genes"] = "programs"
     """What a record's value holds and the correction is added to: changes of programs or of genes."""
     correction: Literal["additive", "recursive"] = "additive"
@@ -209,8 +208,7 @@ class NexusConfig:
     tau: float = 0.1
     """Read temperature."""
     read: Literal["hard", "soft"] = "hard"
-    """Whether slots of the record's own regulator, if its bucket has any, are read alone, or the whole bucket always.
-    The pathway-level memory of `routing levels` is always read softly."""
+    """hard: slots of the own regulator, if any, are read alone; soft (always by class in `levels`): the bucket."""
     transport: Literal["learned", "none"] = "learned"
     """What is recalled: the residual, moved by a learned share towards the observation, or the residual alone."""
     start: Literal["fitted", "plain"] = "fitted"

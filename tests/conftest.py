@@ -1,11 +1,22 @@
-"""A synthetic fold that is known through and through, for tests of what stands on top of the cascade."""
+"""A synthetic fold that is known through and through, for tests of what stands on top of the cascade.
 
+Tests compute on one thread: their arrays are small, and threads that share two cores with other processes mostly wait
+for each other, up to hundreds of times as long as they compute.
+"""
+
+import os
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
+from threadpoolctl import threadpool_limits
 
 from mantra_ray.forward import Fold
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start, and of libraries that are loaded later
+threadpool_limits(1)
+torch.set_num_threads(1)
 
 SEEN, UNSEEN, DOSES, STATES, PROGRAMS, GENES = 20, 4, (0.3, 0.6, 0.95), 2, 6, 12
 
@@ -87,3 +98,9 @@ def plant(
 def planted() -> Callable[..., Fold]:
     """Makes a fold with a planted residual: see `plant`."""
     return plant
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files that start Ray first: where processes share the files, short ones at the end let all end together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch_geometric import EdgeIndex
 
 from mantra_ray.cascade import kernels
 from mantra_ray.cascade.graph_inputs import GrnInputs
@@ -19,6 +18,8 @@ class SignedEdges:
     """The graph's two operators: messages down the edges (to targets) and up (to regulators), weights fixed."""
 
     def __init__(self, inputs: GrnInputs, nodes: int, device: torch.device):
+        from torch_geometric import EdgeIndex  # a second or more to import, and needed here alone
+
         incoming = np.bincount(inputs.target, np.abs(inputs.weight), minlength=nodes)
         outgoing = np.bincount(inputs.source, np.abs(inputs.weight), minlength=nodes)
         # A sum of messages with mixed signs grows like the root of their number.
