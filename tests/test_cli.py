@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,13 @@ def test_version_and_usage(capsys):
     assert cli.main(["--help"]) == 0
     assert cli.main([]) == 2
     assert cli.main(["swep"]) == 2
+
+
+def test_usage_waits_for_neither_torch_nor_ray():
+    code = "import sys; from mantra_ray.cli import main; main(['--help'])"
+    code += "; sys.exit(sorted({'torch', 'ray'} & sys.modules.keys()) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "usage" in done.stdout, done.stderr
 
 
 def test_sweep_gives_options_to_the_recipe(swept):

@@ -28,9 +28,9 @@ class Ran:
     err: str
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_here():
-    """One Ray for all commands of the session: whoever finds it running uses it."""
+    """One Ray for all commands of a file: whoever finds it running uses it."""
     with connected(""):
         yield
 
