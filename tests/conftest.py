@@ -5,7 +5,7 @@ for each other, up to hundreds of times as long as they compute.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -92,6 +92,19 @@ def plant(
         },
         meta={"kind": "seen", "seed": seed},
     )
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """A Ray of two cores for the tests of one file."""
+    import ray
+
+    from mantra_ray.sweep.cluster import QUIET
+
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

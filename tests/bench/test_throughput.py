@@ -2,16 +2,14 @@
 
 import io
 import json
-import os
 
 import pytest
-import ray
 from rich.console import Console
 
 from mantra_ray.bench import throughput
 from mantra_ray.bench.throughput import SEEDS, agree, by_sweep, by_tune, canned, gains, main, measure, show, sweep_of
 from mantra_ray.errors import InputError
-from mantra_ray.sweep import cluster, runner
+from mantra_ray.sweep import runner
 from mantra_ray.sweep.spec import TrialSpec
 from mantra_ray.sweep.store import Store
 from mantra_ray.training.stages import stage_key
@@ -23,15 +21,6 @@ def row(way, found, **changes):
     numbers = {"count": 6, "slots": 2, "wall": 20.0, "compute": 30.0, "share": 0.75, "overhead": 10 / 6}
     numbers |= {"overhead_running": None, "driver_bytes": 2**28, "bytes": 2**30, "failed": 0, "gains": found}
     return {"way": way} | numbers | READINGS | changes
-
-
-@pytest.fixture(scope="module")
-def session():
-    for name, value in cluster.QUIET.items():
-        os.environ.setdefault(name, value)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture
@@ -51,7 +40,7 @@ def folds(monkeypatch, planted):
 
 
 @pytest.mark.slow
-def test_a_sweep_and_tune_alone_run_the_same_trials(session, folds, tmp_path):
+def test_a_sweep_and_tune_alone_run_the_same_trials(ray_session, folds, tmp_path):
     rows = [{"way": "sweep"} | by_sweep(6, SEEDS, True, tmp_path)]
     rows.append({"way": "tune-reused"} | by_tune(6, SEEDS, True, tmp_path, reuse=True))
     for found in rows:
@@ -62,7 +51,7 @@ def test_a_sweep_and_tune_alone_run_the_same_trials(session, folds, tmp_path):
 
 
 @pytest.mark.slow
-def test_canned_trials_leave_results_that_can_be_read(session, folds, tmp_path):
+def test_canned_trials_leave_results_that_can_be_read(ray_session, folds, tmp_path):
     found = measure("canned", 12, True, tmp_path)
     store = Store(tmp_path / "sweep12" / "results")
     assert found["count"] == 12 == len(store.finished()) and found["failed"] == 0

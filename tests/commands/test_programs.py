@@ -1,7 +1,6 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 import scipy.sparse as sp
 
 from mantra_ray.cascade import consensus
@@ -14,13 +13,6 @@ from mantra_ray.errors import InputError
 
 CELLS, GENES, PROGRAMS, RECORDS = 200, 60, 3, 40
 QUICK = ["--programs.restarts", "4", "--programs.iterations", "200", "--programs.k", "3"]
-
-
-@pytest.fixture(scope="module")
-def ray_session():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

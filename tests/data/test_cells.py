@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -128,26 +127,18 @@ def test_batch_effects_cancel_and_do_not_enter_the_errors(tmp_path):
 
 
 @pytest.mark.slow
-def test_over_ray_gives_the_same_bits_and_the_same_errors(tmp_path, monkeypatch):
+def test_over_ray_gives_the_same_bits_and_the_same_errors(ray_session, tmp_path, monkeypatch):
     counts, obs = screen()
     path = write(tmp_path / "cells.h5ad", counts, obs)
     monkeypatch.setattr(h5ad, "SPARSE_ENTRIES", 300)
-    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")):
-        monkeypatch.setenv(name, value)
     steps = []
     alone, notes = import_cells(path, OPTIONS, on_progress=lambda done, total, text: steps.append((done, total)))
     assert steps == [(i + 1, steps[0][1]) for i in range(steps[0][1])] and len(steps) > 20
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False
-    )  # fmt: skip
-    try:
-        spread, again = import_cells(path, OPTIONS, over_ray)
-        assert same(alone, spread) and notes == again
-        counts[-1, 3] = -2
-        with pytest.raises(InputError, match="cell 399, gene 3: is negative"):
-            import_cells(write(path, counts, obs), OPTIONS, over_ray)
-    finally:
-        ray.shutdown()
+    spread, again = import_cells(path, OPTIONS, over_ray)
+    assert same(alone, spread) and notes == again
+    counts[-1, 3] = -2
+    with pytest.raises(InputError, match="cell 399, gene 3: is negative"):
+        import_cells(write(path, counts, obs), OPTIONS, over_ray)
 
 
 def test_quality_control_counts_what_it_leaves_out(tmp_path):

@@ -15,19 +15,10 @@ from mantra_ray.sweep.description import Timing
 from mantra_ray.sweep.options import SMOKE, Options
 from mantra_ray.sweep.store import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 ARMS = [{"nexus.regret_gamma": gamma} for gamma in (0.0, 1.0)]
 OPTIONS = {"seeds": 2, "splits": ("seen",)}
 ALONE = {"cpus_per_trial": 2.0}  # one trial after another, where it does not matter: a second actor takes long to start
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session():
-    for name, value in cluster.QUIET.items():
-        os.environ.setdefault(name, value)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture
@@ -75,9 +66,10 @@ def test_sweep_runs_and_finished_trials_are_skipped(sweep, tmp_path):
     code, text = sweep(never)
     assert code == 0 and "6 of them finished before" in text
     assert store.read("trials").to_pylist() == trials
-    code, text = sweep(never, copy_to="memory://bucket/runs")
+    bucket = f"memory://{tmp_path.name}"
+    code, text = sweep(never, copy_to=bucket)
     assert code == 0 and "24 files of rows copied to memory" in text  # 6 trials of 4 tables
-    assert Store("memory://bucket/runs/test/results").read("records").equals(store.read("records"))
+    assert Store(f"{bucket}/test/results").read("records").equals(store.read("records"))
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="--copy-to"):
         sweep(never, copy_to=str(tmp_path / "file"))
@@ -90,7 +82,7 @@ def test_failed_trials_have_rows_and_are_retried(sweep, tmp_path):
         if spec.kind == "baselines" and spec.config.seed == 1:
             os._exit(3)  # the process dies, as when memory runs out
 
-    code, text = sweep(fail)
+    code, text = sweep(fail, **ALONE)
     store = Store(tmp_path / "test" / "results")
     rows = store.read("trials").to_pylist()
     failed = [row for row in rows if row["status"] == "failed"]
@@ -129,7 +121,7 @@ def test_a_trial_whose_process_died_once_runs_again(sweep, tmp_path):
             (tmp_path / f"{spec.id}.died").touch()
             os.kill(os.getpid(), 9)
 
-    code, text = sweep(die_once)
+    code, text = sweep(die_once, **ALONE)
     assert len(list(tmp_path.glob("*.died"))) == 2
     assert code == 0 and "6 trials finished, 0 failed" in text
     assert Store(tmp_path / "test" / "results").read("curves").num_rows == 6
@@ -140,7 +132,7 @@ def test_a_trial_that_hangs_is_ended_and_says_where(sweep, tmp_path):
         while spec.config.nexus.regret_gamma == 1.0 and spec.config.seed == 1:
             time.sleep(60)
 
-    code, text = sweep(hang, trial_timeout=5.0)
+    code, text = sweep(hang, trial_timeout=5.0, **ALONE)
     rows = Store(tmp_path / "test" / "results").read("trials").to_pylist()
     (failed,) = (row for row in rows if row["status"] == "failed")
     assert code == 1 and "5 trials finished, 1 failed" in text
@@ -168,7 +160,7 @@ def test_rows_that_cannot_be_written_end_the_sweep_with_a_word(sweep, tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
 
     with pytest.raises(InputError, match="rows could not be written"):
-        sweep(fill)
+        sweep(fill, **ALONE)
     assert not list(tmp_path.rglob("*.partial"))
     assert sweep(**ALONE)[0] == 0
 

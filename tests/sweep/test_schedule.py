@@ -1,18 +1,15 @@
 """Schedulers compare within a pairing, and every trial that they stop or change has a row that says so."""
 
 import json
-import os
 from dataclasses import replace
 
 import pytest
-import ray
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from mantra_ray.config import LAPTOP, ExperimentConfig, NexusConfig
 from mantra_ray.errors import InputError
 from mantra_ray.fields import replace as replace_fields
-from mantra_ray.sweep import cluster
 from mantra_ray.sweep.knobs import Knob
 from mantra_ray.sweep.population import distribution, history, population
 from mantra_ray.sweep.schedule import GRACE, WORST, Patient, Pruned, Reporter, attach, scheduler
@@ -125,15 +122,6 @@ def test_curves_that_are_no_numbers_lose(monkeypatch):
 # What follows runs on Ray: real training on a planted fold, with actors that are used again.
 
 
-@pytest.fixture(scope="module")
-def session():
-    for name, value in cluster.QUIET.items():
-        os.environ.setdefault(name, value)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def act(config, fold, folder, kind):
     """A trial as the worker runs it."""
     one = TrialSpec.from_json(config["job"]["spec"])
@@ -177,7 +165,7 @@ def gains(curves, trial):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["asha", "median"])
-def test_weak_trials_are_pruned_and_their_rows_say_so(kind, session, planted, tmp_path):
+def test_weak_trials_are_pruned_and_their_rows_say_so(kind, ray_session, planted, tmp_path):
     fold = planted()
     # gamma inf writes nothing but priming, hence gains less; learning rates differ to make trials distinct
     arms = [{"nexus.learning_rate": 0.01 + 0.001 * i} for i in range(4)]
@@ -206,7 +194,7 @@ def test_weak_trials_are_pruned_and_their_rows_say_so(kind, session, planted, tm
 
 
 @pytest.mark.slow
-def test_a_population_takes_over_states_and_keeps_identities(session, planted, tmp_path):
+def test_a_population_takes_over_states_and_keeps_identities(ray_session, planted, tmp_path):
     fold = planted()
     rates = (1e-5, 1e-3, 5e-3, 8e-2)  # the first learns nothing, and must take over from the last
     arms = [{"nexus.learning_rate": rate, "nexus.epochs": 10} for rate in rates]

@@ -1,5 +1,4 @@
 import dataclasses
-import os
 
 import numpy as np
 import pytest
@@ -27,14 +26,6 @@ def planned(screen, experiment, tmp_path):
     return found
 
 
-@pytest.fixture(scope="module")
-def session():
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def moved(planned, folder):
     """The same stages with their files elsewhere."""
     return [
@@ -55,7 +46,7 @@ def assert_same(first: Fold, second: Fold):
 
 
 @pytest.mark.slow
-def test_side_by_side_gives_the_same_files_bit_for_bit(screen, planned, session, tmp_path, monkeypatch):
+def test_side_by_side_gives_the_same_files_bit_for_bit(screen, planned, ray_session, tmp_path, monkeypatch):
     alone = moved(planned, tmp_path / "alone")
     assert [mine for _, mine in assemble.write_folds(screen, alone)] == [True] * 4
     monkeypatch.setattr(assemble, "DISTRIBUTE_FROM", 0)
@@ -71,7 +62,7 @@ def test_side_by_side_gives_the_same_files_bit_for_bit(screen, planned, session,
 
 
 @pytest.mark.slow
-def test_what_data_cannot_give_is_told_from_a_task_as_from_here(screen, planned, session, monkeypatch):
+def test_what_data_cannot_give_is_told_from_a_task_as_from_here(screen, planned, ray_session, monkeypatch):
     monkeypatch.setattr(assemble, "DISTRIBUTE_FROM", 0)
     greedy = [dataclasses.replace(s, experiment=replace(s.experiment, **{"programs.k": 99})) for s in planned]
     with pytest.raises(InputError, match="the training fold allows") as raised:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from mantra_ray.config import GrnConfig
 from mantra_ray.data.graph import coexpression_graph
@@ -134,18 +135,14 @@ class Mortal(Unit):
 
 
 @pytest.mark.slow
-def test_two_ray_workers_train_one_unit_and_go_on_where_one_was_killed(screen, tmp_path, monkeypatch):
-    ray = pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+def test_two_ray_workers_train_one_unit_and_go_on_where_one_was_killed(ray_session, screen, tmp_path):
     records, rows = records_of(screen), np.arange(57)
     unit = unit_of(screen, rows, tmp_path / "unit.npz")
     unit = Mortal(**vars(unit) | {"config": dataclasses.replace(unit.config, epochs=4, replicas=2)})
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     try:
         run_units(records, [unit], 2, 0, tmp_path / "ray")
     finally:
-        ray.shutdown()
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert unit.path.with_suffix(".killed").exists() and not distributed.state_of(unit).exists()
     assert {unit.path.with_suffix(f".{rank}").read_text() for rank in range(2)} == {"2"}

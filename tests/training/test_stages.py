@@ -292,17 +292,11 @@ def test_most_variable_genes():
 
 
 @pytest.mark.slow
-def test_end_to_end_on_ray(screen, experiment, in_process, tmp_path, monkeypatch):
-    ray = pytest.importorskip("ray")
+def test_end_to_end_on_ray(ray_session, screen, experiment, in_process, tmp_path, monkeypatch):
     here = make(screen, experiment, tmp_path / "here")
     monkeypatch.undo()  # from here on the networks train on a TorchTrainer
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     told = []
-    try:
-        paths = make_folds(screen, [experiment], tmp_path / "ray", 2, False, lambda *heard: told.append(heard))
-    finally:
-        ray.shutdown()
+    paths = make_folds(screen, [experiment], tmp_path / "ray", 2, False, lambda *heard: told.append(heard))
     fold = Fold.load(paths[stage_key(experiment, screen.sha256)])
     np.testing.assert_allclose(fold.base_program, here.base_program, atol=1e-5)
     assert (3, 3, "GRN-GNN cross-fitting") in told
