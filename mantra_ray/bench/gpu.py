@@ -74,7 +74,7 @@ def measure(options: Options, card: Card, tell: Callable[[str], None]) -> Iterat
 
 def spread(options: Options, device: str, tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """What several processes or devices bring: rows of part, work and numbers."""
-    from mantra_ray.bench import gpu_training, gpu_workers
+    from mantra_ray.bench import gpu_sweep, gpu_training, gpu_workers
 
     gpus = options.gpus or torch.cuda.device_count()
     runs: dict[str, Callable[[], Any]] = {
@@ -82,7 +82,7 @@ def spread(options: Options, device: str, tell: Callable[[str], None]) -> Iterat
         "scaling-network": lambda: gpu_training.scaling(max(2, gpus), options.quick),
         "scaling-memory": lambda: gpu_workers.scaling(max(2, gpus), options.quick),
         "side-by-side": lambda: gpu_workers.side_by_side(device, options.quick),
-        "sweep": lambda: gpu_workers.sweep_scaling(max(2, gpus), options.quick),
+        "sweep": lambda: gpu_sweep.sweep_scaling(max(2, gpus), options.quick),
     }
     for part in (part for part in SEVERAL if part in options.parts):
         if part not in ("exchange", "side-by-side") and gpus < 2 and not options.quick:

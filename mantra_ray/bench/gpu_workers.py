@@ -1,4 +1,4 @@
-"""What several processes bring: workers that train one memory, trials that share a GPU, a sweep on several GPUs.
+"""What several processes bring: workers that train one memory, and trials that share a GPU.
 
 Each function returns rows of plain numbers; seconds are medians unless they say otherwise.
 """
@@ -8,11 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -34,8 +30,6 @@ from mantra_ray.forward import Fold
 from mantra_ray.nexus.gather import gathered, received, share, workers
 from mantra_ray.nexus.records import Records
 from mantra_ray.nexus.warming import warm
-from mantra_ray.sweep.store import Store
-from mantra_ray.sweep.summary import read_description
 from mantra_ray.sweep.trial import memory_digest
 from mantra_ray.training.nexus import Trained, train_nexus
 
@@ -43,14 +37,10 @@ DENSITIES = (1.0, 0.7, 0.4)  # shares of the training records that are written
 HALVINGS = 14  # of the interval in which the gate's threshold is sought
 BESIDE = (1, 2, 4, 8, 12)  # trials side by side on one GPU
 WINDOW = 6.0  # seconds for which they run, and until the trials of that moment end
-GPUS_PER_TRIAL = 0.125  # of a sweep: 8 trials side by side on a GPU
-RECIPE = Path(__file__).parents[2] / "sweeps" / "cam_geometry.py"
 # 20 tokens a record; headers are all different, else their similarity of 1 would leave the gate nothing to choose by
 FULL = NexusConfig(top_programs=16, dose_bins=8, batch=8192, epochs=3)
 SMALL = replace(FULL, **LAPTOP, buckets=64, slots=32, batch=1024)
 TINY = replace(FULL, **LAPTOP | {"d_model": 16}, heads=2, top_programs=3, buckets=8, slots=8, batch=32, epochs=2)
-QUICK_SWEEP = ("--smoke", "--seeds", "1", "--splits", "seen")
-SWEEP = ("--seeds", "2", "--splits", "seen", "--grn.epochs", "3")  # some 75 trials of the recipe on the simulator
 
 QUICK = Size(12, 4, 4, TINY)
 EXCHANGED = {"cuda": Size(256, 8, 16, FULL), "cpu": Size(64, 8, 16, SMALL)}
@@ -250,46 +240,3 @@ def _trials(path: Path, config: NexusConfig, device: str, window: float) -> tupl
 
 
 _loaded = functools.cache(Fold.load)
-
-
-def sweep_scaling(gpus: int, quick: bool = False) -> list[dict[str, Any]]:
-    """Trials an hour of the main sweep on one GPU and on `gpus`, 8 side by side on each; goal at 2 GPUs: 1.9.
-
-    Where there are none, one trial on each of as many CPU cores. Counted from the first trial's start to the last one's
-    end, so that the processes' start is left out and the end, when slots fall idle, is not.
-    """
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as place:
-        for count in sorted({1, gpus}):
-            root, made = Path(place) / str(count) / RECIPE.stem, Path(place) / "1" / RECIPE.stem / "artifacts"
-            if rows:
-                shutil.copytree(made, root / "artifacts")  # the networks need not be trained again
-            row = swept(count, root, QUICK_SWEEP if quick else SWEEP)
-            rows.append(row | {"speed_up": row["trials_per_hour"] / (rows or [row])[0]["trials_per_hour"]})
-    return rows
-
-
-def swept(gpus: int, root: Path, options: Sequence[str]) -> dict[str, Any]:
-    """Run the main sweep on so many GPUs, or CPU cores; RuntimeError with what it said where it does not end."""
-    command = [sys.executable, str(RECIPE), "--out", str(root.parent), *options]
-    if torch.cuda.device_count() >= gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
-        environment = {"CUDA_VISIBLE_DEVICES": ",".join(visible.split(",")[:gpus])}
-        command += ["--gpus-per-trial", str(GPUS_PER_TRIAL)]
-    else:
-        environment = {"CUDA_VISIBLE_DEVICES": "", "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": gpus})}
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
-    if done.returncode not in (0, 1):  # 1: an alarm rang, or a trial failed, which is counted
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
-    timing, status = read_description(root)["timing"], Store(root / "results").read("trials", columns=["status"])
-    wall = timing["trials"] - timing["starting"]
-    return {
-        "gpus": gpus,
-        "slots": timing["slots"],
-        "trials": timing["count"],
-        "failed": timing["count"] - status["status"].to_pylist().count("done"),
-        "seconds": wall,
-        "trials_per_hour": 3600 * timing["count"] / wall,
-        "seconds_per_trial": timing["compute"] / timing["count"],
-        "slots_busy": timing["compute"] / (wall * timing["slots"]),
-    }

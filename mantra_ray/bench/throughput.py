@@ -86,9 +86,9 @@ class BenchOptions:
             raise InputError("options", "--out", self.out, "must be a .json file")
 
 
-def sweep_of(count: int, seeds: int, smoke: bool, folder: Path, name: str) -> tuple[SweepSpec, Options]:
+def sweep_of(count: int, seeds: int, base: Options, folder: Path, name: str) -> tuple[SweepSpec, Options]:
     """A sweep over alpha of as nearly `count` trials as its seeds allow, baselines among them, on one split of sim."""
-    options = replace(SMOKE if smoke else Options(), out=str(folder), seeds=seeds, splits=("seen",), name=name)
+    options = replace(base, out=str(folder), seeds=seeds, splits=("seen",), name=name)
     alphas = np.linspace(0, 1, max(1, round(count / seeds) - 1))
     return options.sweep(name, [{"nexus.query_alpha": float(alpha)} for alpha in alphas]), options
 
@@ -127,9 +127,9 @@ def gains(scores: Sequence[dict[str, Any]]) -> list[float]:
     return sorted(row["value"] for row in scores if wanted.items() <= row.items())
 
 
-def by_sweep(count: int, seeds: int, smoke: bool, folder: Path, run: Callable | None = None) -> dict[str, Any]:
+def by_sweep(count: int, seeds: int, base: Options, folder: Path, run: Callable | None = None) -> dict[str, Any]:
     """Run a sweep in this process; its timing, the gain of each trial and how long its results take to read."""
-    spec, options = sweep_of(count, seeds, smoke, folder, f"sweep{count}")
+    spec, options = sweep_of(count, seeds, base, folder, f"sweep{count}")
     with MemoryWatch() as memory:
         run_sweep(spec, options, Console(file=io.StringIO()), **({} if run is None else {"run": run}))
     root = folder / spec.name
@@ -149,9 +149,9 @@ def by_sweep(count: int, seeds: int, smoke: bool, folder: Path, run: Callable | 
     return row | {"gains": gains(Store(results).read("scores").to_pylist())}
 
 
-def by_tune(count: int, seeds: int, smoke: bool, folder: Path, reuse: bool) -> dict[str, Any]:
+def by_tune(count: int, seeds: int, base: Options, folder: Path, reuse: bool) -> dict[str, Any]:
     """Run the trials of `by_sweep` by Tune alone, with its own loggers; the same numbers."""
-    spec, options = sweep_of(count, seeds, smoke, folder, f"sweep{count}")
+    spec, options = sweep_of(count, seeds, base, folder, f"sweep{count}")
     screen = load_screen(spec.base.data)
     trials = spec.trials(screen.sha256, "")
     artifacts = folder / spec.name / "artifacts"
@@ -185,12 +185,13 @@ def by_tune(count: int, seeds: int, smoke: bool, folder: Path, reuse: bool) -> d
 
 def measure(way: str, count: int, smoke: bool, folder: Path) -> dict[str, Any]:
     """One row: `count` trials by a way, or canned ones, in this process."""
+    base = SMOKE if smoke else Options()
     if way == "canned":
-        row = by_sweep(count, 1, True, folder, canned)
+        row = by_sweep(count, 1, SMOKE, folder, canned)
     elif way == "sweep":
-        row = by_sweep(count, SEEDS, smoke, folder)
+        row = by_sweep(count, SEEDS, base, folder)
     else:
-        row = by_tune(count, SEEDS, smoke, folder, way == "tune-reused")
+        row = by_tune(count, SEEDS, base, folder, way == "tune-reused")
     slot_seconds, running = row["wall"] * row["slots"], (row["wall"] - row.get("starting", 0)) * row["slots"]
     return {
         "way": way,

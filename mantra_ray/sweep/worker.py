@@ -156,7 +156,7 @@ def trial(config: dict[str, dict[str, str]], bench: Bench, run: Callable[..., Tr
         outcome, error = None, traceback.format_exc()
     seconds = time.perf_counter() - clock
     own = {"code": spec.code, "data_sha256": spec.data_sha256, "device": device_name()}
-    own |= {"threads": threads(bench), "workers": bench.workers}
+    own |= {"threads": threads(bench), "workers": bench.workers, "actor": ray.get_runtime_context().get_actor_id()}
     row = {
         "status": "failed" if error else "done",
         "error": error,

@@ -6,15 +6,17 @@ once; it holds for tensors at the same places and of the same shapes, so that ba
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-REPLAY_FROM = 32  # steps of a run from which recording (some tenths of a second) is expected to come back
+REPLAY_FROM = 12  # steps of a run from which recording (as long as some steps) is expected to come back
 MOST = 4  # graphs of one run, each with activations of its own
 
 
@@ -76,7 +78,7 @@ class Descent:
         shared = next(iter(self._recorded.values())).graph.pool() if self._recorded else None
         try:
             # thread_local: what other threads do meanwhile, NCCL's above all, is no error
-            with torch.cuda.graph(graph, pool=shared, capture_error_mode="thread_local"):
+            with uncollected(), torch.cuda.graph(graph, pool=shared, capture_error_mode="thread_local"):
                 told = self._run(own)
         except RuntimeError as error:
             self.replays = False
@@ -84,3 +86,15 @@ class Descent:
             return None
         self._recorded[shapes] = Recorded(graph, own, [parameter.grad for parameter in self.parameters], told)
         return self._recorded[shapes]
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """While it lasts no garbage is collected: an earlier graph, freed while one is recorded, would spoil that one."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -138,36 +138,14 @@ def chosen_epoch(errors: np.ndarray) -> int:
     return best if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)) else 0
 
 
-class Regression:
-    """Passes over the training records in random order, a step a batch.
+class Loss:
+    """The loss of a batch of training records: errors of the corrections, and in Mode B of the next tokens."""
 
-    With several workers each takes its share of every batch and gradients are summed, so that the step is the
-    same for any number of workers (to float tolerance; dropout draws its own masks on each). Nothing waits for the
-    device before the end of a pass.
-    """
-
-    def __init__(self, model: Nexus, train: Records, space: Space, stepper: Stepper):
-        self.model, self.train, self.space, self.stepper = model, train, space, stepper
+    def __init__(self, model: Nexus, train: Records, space: Space):
+        self.model, self.train, self.space = model, train, space
         self.tokens = torch.cat([train.header, train.content], dim=1)
-        self.descent = Descent(self._losses, stepper.parameters, stepper.steps)
 
-    def epoch(self, memories: Memories, draw: torch.Generator) -> float:
-        """One pass that reads the memories and never writes; returns the mean residual loss."""
-        config, train = self.model.config, self.train
-        device = train.record.device
-        order = torch.randperm(len(train), generator=draw).to(device)
-        state = hidden_share(train.state, config.hide_state, draw)
-        token = hidden_share(train.header[:, 0], config.hide_regulator, draw)
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        held = [tensor for memory in memories for tensor in vars(memory).values()]
-        self.model.train()
-        for whole in order.split(config.batch):
-            total += self.descent(whole, state, token, *held)
-            self.stepper.step()
-        self.model.eval()
-        return float(summed([total])[0]) / len(train)
-
-    def _losses(self, whole: Tensor, state: Tensor, token: Tensor, *held: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, whole: Tensor, state: Tensor, token: Tensor, *held: Tensor) -> tuple[Tensor, Tensor]:
         """This worker's share of the loss of the records `whole`, and its sum of their errors.
 
         State and token [N] are hidden from records, and `held` are the memories' tensors.
@@ -187,6 +165,35 @@ class Regression:
             said = self.model.language_loss(self.tokens[mine], train.known[mine])
             loss = loss + config.language_weight * said * len(mine) / len(spoken)
         return loss, error.detach() * len(whole)
+
+
+class Regression:
+    """Passes over the training records in random order, a step a batch.
+
+    With several workers each takes its share of every batch and gradients are summed, so that the step is the
+    same for any number of workers (to float tolerance; dropout draws its own masks on each). Nothing waits for the
+    device before the end of a pass.
+    """
+
+    def __init__(self, model: Nexus, train: Records, space: Space, stepper: Stepper):
+        self.model, self.train, self.stepper = model, train, stepper
+        self.descent = Descent(Loss(model, train, space), stepper.parameters, stepper.steps)
+
+    def epoch(self, memories: Memories, draw: torch.Generator) -> float:
+        """One pass that reads the memories and never writes; returns the mean residual loss."""
+        config, train = self.model.config, self.train
+        device = train.record.device
+        order = torch.randperm(len(train), generator=draw).to(device)
+        state = hidden_share(train.state, config.hide_state, draw)
+        token = hidden_share(train.header[:, 0], config.hide_regulator, draw)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        held = [tensor for memory in memories for tensor in vars(memory).values()]
+        self.model.train()
+        for whole in order.split(config.batch):
+            total += self.descent(whole, state, token, *held)
+            self.stepper.step()
+        self.model.eval()
+        return float(summed([total])[0]) / len(train)
 
 
 def summed(values: Iterable[Tensor]) -> list[Tensor]:

@@ -10,38 +10,18 @@ from mantra_ray.bench import gpu_workers
 from mantra_ray.bench.gpu_workers import (
     HALVINGS,
     QUICK,
-    QUICK_SWEEP,
-    RECIPE,
     exchange,
     scaling,
     side_by_side,
-    sweep_scaling,
-    swept,
     thresholds,
 )
-from mantra_ray.cli import load_recipe
-from mantra_ray.data.catalog import load_screen
 from mantra_ray.forward import Fold
-from mantra_ray.sweep.options import parse
-from mantra_ray.training import stages
-from mantra_ray.training.distributed import save_unit, train_unit
 from mantra_ray.training.nexus import train_nexus
-from mantra_ray.training.stages import make_folds
 
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
     monkeypatch.setattr(gpu_workers.torch.cuda, "device_count", lambda: 0)
-
-
-def train_here(options, artifacts, monkeypatch):
-    """Train a sweep's networks in this process: Ray Train takes ten times as long to start its workers."""
-    spec = load_recipe(RECIPE)(parse(options, ""))
-    screen = load_screen(spec.base.data)
-    monkeypatch.setattr(stages, "run_units", lambda records, units, *_: [
-        save_unit(unit, train_unit(records, unit)) for unit in units
-    ])  # fmt: skip
-    make_folds(screen, [trial.config for trial in spec.trials(screen.sha256, "")], artifacts, 1, 0)
 
 
 def test_the_planted_fold_has_a_header_of_its_own_for_every_record(tmp_path):
@@ -101,31 +81,3 @@ def test_trials_side_by_side_are_counted_by_the_hour(forked):
     for row in (one, two):
         assert row["trials_per_hour"] == pytest.approx(3600 * row["processes"] / row["seconds_per_trial"])
     assert two["speed_up"] == pytest.approx(two["trials_per_hour"] / one["trials_per_hour"])
-
-
-@pytest.mark.slow
-def test_the_sweep_runs_on_as_many_cores_as_asked_for(monkeypatch, tmp_path):
-    train_here(QUICK_SWEEP, tmp_path / "1" / "cam_geometry" / "artifacts", monkeypatch)
-    row = swept(1, tmp_path / "1" / "cam_geometry", QUICK_SWEEP)
-    assert (row["slots"], row["failed"]) == (1, 0) and row["trials"] > 2
-    assert row["trials_per_hour"] == pytest.approx(3600 * row["trials"] / row["seconds"])
-    assert 0 < row["slots_busy"] <= 1
-
-
-def test_the_second_sweep_finds_the_networks_of_the_first(monkeypatch):
-    def sweep(gpus, root, options):
-        assert (root / "artifacts" / "fold.npz").exists() == (gpus == 2) and options == QUICK_SWEEP
-        (root / "artifacts").mkdir(parents=True, exist_ok=True)
-        (root / "artifacts" / "fold.npz").touch()
-        return {"gpus": gpus, "trials_per_hour": 100.0 * gpus**0.5}
-
-    monkeypatch.setattr(gpu_workers, "swept", sweep)
-    assert [row["speed_up"] for row in sweep_scaling(2, quick=True)] == [1.0, pytest.approx(2**0.5)]
-
-
-def test_a_sweep_that_cannot_run_says_why(monkeypatch, tmp_path):
-    recipe = tmp_path / "recipe.py"
-    recipe.write_text("print('no such data')\nraise SystemExit(2)")
-    monkeypatch.setattr(gpu_workers, "RECIPE", recipe)
-    with pytest.raises(RuntimeError, match=r"recipe.py .* ended with 2:\nno such data"):
-        swept(1, tmp_path / "1" / "recipe", ())

@@ -10,6 +10,7 @@ from mantra_ray.bench import throughput
 from mantra_ray.bench.throughput import SEEDS, agree, by_sweep, by_tune, canned, gains, main, measure, show, sweep_of
 from mantra_ray.errors import InputError
 from mantra_ray.sweep import runner
+from mantra_ray.sweep.options import SMOKE, Options
 from mantra_ray.sweep.spec import TrialSpec
 from mantra_ray.sweep.store import Store
 from mantra_ray.training.stages import stage_key
@@ -41,8 +42,8 @@ def folds(monkeypatch, planted):
 
 @pytest.mark.slow
 def test_a_sweep_and_tune_alone_run_the_same_trials(ray_session, folds, tmp_path):
-    rows = [{"way": "sweep"} | by_sweep(6, SEEDS, True, tmp_path)]
-    rows.append({"way": "tune-reused"} | by_tune(6, SEEDS, True, tmp_path, reuse=True))
+    rows = [{"way": "sweep"} | by_sweep(6, SEEDS, SMOKE, tmp_path)]
+    rows.append({"way": "tune-reused"} | by_tune(6, SEEDS, SMOKE, tmp_path, reuse=True))
     for found in rows:
         assert found["count"] == 6 and found["slots"] == 2 and found["failed"] == 0
         assert 0 < found["compute"] < 2 * found["wall"] and found["driver_bytes"] > 2**26
@@ -64,14 +65,14 @@ def test_canned_trials_leave_results_that_can_be_read(ray_session, folds, tmp_pa
 
 @pytest.mark.parametrize(("count", "seeds"), [(300, 3), (10, 1), (7, 3)])
 def test_a_sweep_has_as_many_trials_as_asked_for(tmp_path, count, seeds):
-    spec, options = sweep_of(count, seeds, False, tmp_path, "s")
+    spec, options = sweep_of(count, seeds, Options(), tmp_path, "s")
     trials = spec.trials("data", "code")
     assert abs(len(trials) - count) < seeds and options.splits == ("seen",)
     assert len({trial.config.nexus.query_alpha for trial in trials if trial.kind == "nexus"}) == len(spec.arms)
 
 
 def test_gains_are_those_of_the_memory_on_test(tmp_path):
-    spec, _ = sweep_of(4, 1, True, tmp_path, "s")
+    spec, _ = sweep_of(4, 1, SMOKE, tmp_path, "s")
     for trial in spec.trials("data", "code"):
         outcome = canned(TrialSpec.from_json(trial.to_json()), None)
         found = gains(outcome.scores)

@@ -1,6 +1,8 @@
 """Gradients of batches: those of the loss alone, on a GPU by replay too."""
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from mantra_ray.training.descent import Descent
 from mantra_ray.training.nexus import train_nexus
 
 SMALL = NexusConfig(**LAPTOP | {"d_model": 16}, heads=2, load=2.0, slots=4, regret_gamma=0.0, top_programs=3)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU records graphs")
 
 
@@ -65,6 +68,44 @@ def test_parameters_the_loss_does_not_touch_have_no_gradient():
     idle.grad = torch.ones(2)
     Descent(lambda x: ((weight * x).sum(), x.sum()), [weight, idle], 1)(torch.tensor([3.0, 4.0]))
     assert weight.grad.tolist() == [3.0, 4.0] and idle.grad is None
+
+
+def test_what_a_run_recorded_goes_with_the_run(planted, monkeypatch):
+    made, begin = [], Descent.__init__
+    monkeypatch.setattr(Descent, "__init__", lambda self, *rest: made.append(weakref.ref(self)) or begin(self, *rest))
+
+    def train():
+        for mode in ("residual", "language"):
+            train_nexus(planted(), dataclasses.replace(SMALL, mode=mode, epochs=1, language_epochs=1), 0, device=DEVICE)
+
+    train()  # what is imported and compiled for the first time may hold frames in cycles
+    made.clear()
+    gc.collect()
+    gc.disable()
+    try:
+        train()
+        left = [descend() for descend in made]
+    finally:
+        gc.enable()
+    assert left == [None] * 3
+
+
+@on_gpu
+def test_garbage_that_holds_a_graph_spoils_no_other():
+    weight = nn.Parameter(torch.ones(2, device="cuda"))
+
+    def littering(x):
+        [[] for _ in range(10_000)]
+        held = [[] for _ in range(10_000)]
+        return (weight * x).sum() * len(held), x.sum()
+
+    x = torch.ones(2, device="cuda")
+    for _ in range(5):
+        descend = Descent(littering, [weight], 100)
+        descend.itself = descend
+        for _ in range(3):
+            descend(x)
+        assert descend.replays and weight.grad.tolist() == [1e4, 1e4]
 
 
 @on_gpu
