@@ -13,13 +13,14 @@ import pyarrow.dataset as ds
 from load import corrected, interval_columns
 from scipy.stats import t
 
-from mantra_ray.evaluation.statistics import Interval, nested_gain, nested_p_value, ratio_bootstrap
+from mantra_ray.evaluation.statistics import Interval, nested_gain, nested_p_value, ratio_bootstrap, ratio_intervals
 from mantra_ray.report.findings import Findings
+from mantra_ray.report.slices import unless_few
+from mantra_ray.sweep.schema import SLICES
 from mantra_ray.sweep.summary import CEILING, MEMORY
 
 KEY = ["seed", "record"]
-KEYS_OF_SLICE = ["seed", "arm", "slice", "n"]
-FEW = 10  # records, below which resampling their regulators gives intervals that are far too short
+ARMS = ("memory_on", "memory_shuffled", "baseline")
 RESAMPLES = 10_000  # the least p-value that they can give must survive the correction for many comparisons
 
 
@@ -34,10 +35,11 @@ def record_table(sweep: Findings, split: str) -> pd.DataFrame:
 
     `gnn`, `memory_on` and `memory_shuffled` are of the configuration that is judged there; `baseline` is the best one
     and `effect` the mean squared change over programs, the error of predicting none (both only where baselines ran).
+    `training_records`, `rare` and `outlier` tell of the record's regulator.
     """
     baselines, judged = sweep.judged(split)
     arms = {"memory_on": "memory_on", "memory_shuffled": "memory_shuffled"}
-    frame = _errors(sweep, judged, arms, ["regulator", "dose", "state", "reference_error"])
+    frame = _errors(sweep, judged, arms, ["regulator", "dose", "state", *SLICES, "reference_error"])
     frame = frame.rename(columns={"reference_error": "gnn"})
     others = {best_baseline(sweep, split): "baseline"} if baselines else {}
     beside = _errors(sweep, baselines, {name: title for name, title in others.items() if name}, [])
@@ -95,47 +97,41 @@ def regulator_table(sweep: Findings, records: pd.DataFrame, arm: str = "memory_o
     return corrected(rows, ["regulator", "records", "seeds"], sweep, ("helps", "harms"))
 
 
-def slice_table(sweep: Findings, split: str) -> pd.DataFrame:
-    """Gain of a slice of the test records by arm and seed: all, rare, outlier, and `others`, all but the rare ones.
+def by_slice(records: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows of `record_table` by slice: all, rare, others (all but the rare), outlier; those that hold some.
 
-    Arms: memory on and shuffled of the configuration that is judged on the split, and the best baseline.
+    All alone where the sweep's rows are of an earlier version, which did not say who is rare.
     """
-    baselines, judged = sweep.judged(split)
-    arms = ["memory_on", "memory_shuffled", best_baseline(sweep, split)]
-    trials = [row["trial"] for row in (*baselines, *judged)]
-    where = (ds.field("part") == "test") & ds.field("arm").isin([arm for arm in arms if arm])
-    where = where & ds.field("slice").isin(["all", "rare", "outlier"])
-    where = where & ds.field("metric").isin(["program_mse", "program_mse_gain"])
-    rows = sweep.store.read("scores", trials, where=where).to_pandas()
-    kept = [*KEYS_OF_SLICE, "value", "lower", "upper"]
-    gains, errors_ = (rows.loc[rows["metric"] == name, kept] for name in ("program_mse_gain", "program_mse"))
-    gains = gains.rename(columns={"value": "gain"}).merge(errors_[[*KEYS_OF_SLICE, "value"]], how="left")
-    gains = pd.concat([gains, _others(gains)], ignore_index=True).drop(columns="value")
-    return gains.assign(**{name: 100 * gains[name] for name in ("gain", "lower", "upper")})
+    if records["rare"].isna().any():
+        return {"all": records}
+    rare, outlier = records["rare"].astype(bool), records["outlier"].astype(bool)
+    found = {"all": records, "rare": records[rare], "others": records[~rare & rare.any()], "outlier": records[outlier]}
+    return {name: of for name, of in found.items() if len(of)}
 
 
-def _others(gains: pd.DataFrame) -> pd.DataFrame:
-    """The complement of the rare slice, by seed and arm, from sums of errors; without intervals."""
-    sums = gains.assign(error=gains["n"] * gains["value"]).assign(base=lambda rows: rows["error"] / (1 - rows["gain"]))
-    wide = sums.pivot(index=["seed", "arm"], columns="slice", values=["n", "error", "base"])
-    if ("n", "rare") not in wide:
-        return gains.iloc[:0]
-    left = {name: wide[name, "all"] - wide[name, "rare"] for name in ("n", "error", "base")}
-    frame = pd.DataFrame({"n": left["n"], "gain": 1 - left["error"] / left["base"], "slice": "others"}).reset_index()
-    return frame[frame["n"] > 0].dropna()
+def slice_gains(sweep: Findings, records: pd.DataFrame) -> pd.DataFrame:
+    """Gain over the GNN by slice and arm, a row each; seeds pooled, intervals over regulators, uncorrected.
 
-
-def over_seeds(values: pd.DataFrame, confidence: float) -> dict[str, float | str]:
-    """Mean of `gain`, one value a seed in percent, with Student's interval over seeds.
-
-    With one seed the interval is that seed's own over regulators, where `values` holds it (lower, upper; n records).
+    A slice of few regulators has no interval.
     """
-    known = values.dropna(subset="gain")
-    gains = known["gain"].to_numpy(float) / 100
-    mean_gain, lower, upper = (gains.mean() if len(gains) else np.nan), np.nan, np.nan
-    if len(gains) > 1:
-        half = t.ppf((1 + confidence) / 2, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains))
-        lower, upper = mean_gain - half, mean_gain + half
-    elif len(gains) and "lower" in known and known["n"].iloc[0] >= FEW:
-        lower, upper = known[["lower", "upper"]].to_numpy(float)[0] / 100
-    return {"seeds": len(gains)} | interval_columns(Interval(mean_gain, lower, upper, len(gains)))
+    rows = []
+    for name, of in by_slice(records).items():
+        who = {"slice": name, "regulators": of["regulator"].nunique(), "records": len(of)}
+        for arm in (arm for arm in ARMS if arm in of):
+            columns = [of[column].to_numpy() for column in (arm, "gnn", "regulator", "seed")]
+            gain = unless_few(nested_gain(*columns, RESAMPLES, sweep.confidence), columns[2])
+            rows.append(who | {"arm": arm} | interval_columns(gain))
+    return pd.DataFrame(rows)
+
+
+def slice_differences(sweep: Findings, records: pd.DataFrame) -> pd.DataFrame:
+    """Gain of the memory less that of another arm on the same records, by slice; as `slice_gains`."""
+    rows = []
+    for name, of in by_slice(records).items():
+        for arm in (arm for arm in ARMS[1:] if arm in of):
+            regulator, saved = of["regulator"].to_numpy(), (of[arm] - of["memory_on"]).to_numpy()
+            columns = saved[:, None], of[["gnn"]].to_numpy(), regulator, of["seed"].to_numpy()
+            limits = ratio_intervals(*columns, RESAMPLES, sweep.confidence, 0)
+            difference = unless_few(Interval(*(float(limit[0]) for limit in limits), len(of)), regulator)
+            rows.append({"slice": name, "what": f"{name}: memory_on less {arm}"} | interval_columns(difference))
+    return pd.DataFrame(rows)

@@ -13,8 +13,10 @@ import pytest
 from scipy import stats
 
 from mantra_ray.errors import InputError
+from mantra_ray.evaluation.statistics import nested_gain
 from mantra_ray.report import geometry
 from mantra_ray.report.findings import read_findings
+from mantra_ray.report.slices import by_slice
 from mantra_ray.sweep.paired import against_default
 from mantra_ray.sweep.tables import describe, span
 
@@ -137,11 +139,9 @@ def test_regulators_add_up_to_the_whole_gain(run, findings):
     assert quarters["records"].sum() == findings.records("seen") and names["size"] == "effect"
     assert set(names["by_size"]["arm"]) == {"memory_on", "memory_shuffled", "baseline"}
     slices = names["slices"].set_index(["split", "slice", "arm"])
-    kept = {row["seed"]: row["trial"] for row in findings.judged("seen")[1]}
-    scores = findings.store.read("scores", kept.values()).to_pandas()
-    rare = scores.query("arm == 'memory_on' and slice == 'rare' and metric == 'program_mse_gain'")["value"]
-    assert slices.loc[("seen", "rare", "memory_on"), "value"] == pytest.approx(100 * rare.mean())
-    assert "rare: memory_on less ridge" in repr(shown[2])
+    rare = by_slice(findings.store, findings.judged("seen")[1])["rare"]  # as in the report
+    assert slices.loc[("seen", "rare", "memory_on"), ["value", "records"]].tolist() == [100 * rare.value, rare.n]
+    assert "rare: memory_on less baseline" in repr(shown[2])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -204,23 +204,29 @@ def test_intervals_over_records_and_seeds_are_students(run):
     test = stats.ttest_1samp(saved, 0)
     assert (row.lower, row.upper) == pytest.approx([100 * limit for limit in test.confidence_interval(0.95)])
     assert row.p == pytest.approx(test.pvalue) and row.records == 5 and row.finding == "helps"
-    told = names["over_seeds"](pd.DataFrame({"gain": 100 * saved}), 0.95)
-    assert (told["lower"], told["upper"]) == pytest.approx([row.lower, row.upper])
-    for records, limits in ((10, (1.0, 5.0)), (9, (np.nan, np.nan))):
-        one = names["over_seeds"](pd.DataFrame({"gain": [3.0], "lower": [1.0], "upper": [5.0], "n": [records]}), 0.95)
-        assert (one["lower"], one["upper"], one["seeds"]) == pytest.approx((*limits, 1), nan_ok=True)
 
 
-def test_others_are_all_but_the_rare(run):
-    others = run("rare_regulators")[0]["slice_table"].__globals__["_others"]
-    error, base, rare = np.array([1.0, 2.0, 3.0, 5.0]), np.array([2.0, 4.0, 4.0, 4.0]), np.array([1, 0, 0, 1], bool)
-    rows = [
-        {"seed": 0, "arm": "memory_on", "slice": name, "n": of.sum(), "value": error[of].mean()}
-        | {"gain": 1 - error[of].sum() / base[of].sum()}
-        for name, of in (("all", rare | True), ("rare", rare))
-    ]
-    (found,) = others(pd.DataFrame(rows)).itertuples()
-    assert (found.n, found.slice) == (2, "others") and found.gain == pytest.approx(1 - 5 / 8)
+def test_slices_are_judged_over_regulators(run):
+    names, _ = run("rare_regulators")
+    count = 40
+    regulator, rng = np.arange(count) % 20, np.random.default_rng(0)
+    columns = {"seed": 0, "record": np.arange(count), "regulator": regulator, "gnn": 1 + rng.random(count)}
+    columns |= {"rare": regulator < 8, "outlier": regulator < 3}
+    records = pd.DataFrame(columns).assign(memory_on=rng.random(count), baseline=3.0 + rng.random(count))
+    gains = names["slice_gains"](names["sweep"], records).set_index(["slice", "arm"])
+    sizes = gains.xs("memory_on", level="arm")[["regulators", "records"]]
+    assert sizes.T.to_dict("list") == {"all": [20, 40], "rare": [8, 16], "others": [12, 24], "outlier": [3, 6]}
+    rare = records[records["rare"]]
+    judged = [rare[name].to_numpy() for name in ("memory_on", "gnn", "regulator", "seed")]
+    assert gains.loc[("rare", "memory_on"), "text"] == span(nested_gain(*judged, 10_000, 0.95))
+    few = gains.loc[("outlier", "memory_on")]
+    assert np.isnan([few["lower"], few["upper"]]).all() and few["value"] > 0  # three regulators tell nothing
+    told = names["slice_differences"](names["sweep"], records).set_index("what")
+    difference = told.loc["rare: memory_on less baseline"]
+    assert difference["value"] == pytest.approx(100 * (rare["baseline"] - rare["memory_on"]).sum() / rare["gnn"].sum())
+    assert 100 < difference["lower"] < difference["value"] < difference["upper"]
+    unknown = records.assign(rare=None)
+    assert names["slice_gains"](names["sweep"], unknown)["slice"].unique().tolist() == ["all"]
 
 
 def test_configurations_that_read_alike_have_their_number(tmp_path):

@@ -105,6 +105,9 @@ def canned(spec: TrialSpec, *_: Any, **__: Any) -> TrialOutcome:
         "regulator": np.arange(length) % REGULATORS,
         "dose": np.full(length, 0.5, np.float32),
         "state": np.zeros(length, np.int64),
+        "training_records": np.full(length, 3),
+        "rare": np.arange(length) % REGULATORS == 0,
+        "outlier": np.arange(length) % REGULATORS == 1,
         "squared_error": rng.random(length),
         "reference_error": np.ones(length),
     }

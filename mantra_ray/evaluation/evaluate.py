@@ -39,7 +39,7 @@ def evaluate(fold: Fold, predictions: Mapping[str, Prediction], config: Evaluati
     `rare_programs` is all records on these programs alone. Intervals resample regulators with `seed`; all arms share
     the draws, so they are paired. An arm without programs is judged on traits alone. Where the observation noise is
     known, arm `noise_ceiling` is the score of the true mean. The records columns are arm, part, record, regulator,
-    dose, state, squared_error and reference_error.
+    dose, state, training_records (the regulator's), rare, outlier, squared_error and reference_error.
     """
     judged = (("validation", fold.validation), ("test", fold.test))
     parts = [Part(fold, name, rows, config) for name, rows in judged if len(rows)]
@@ -147,6 +147,8 @@ class Part:
 
     def _records(self, arm: str, errors: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
         """Columns of the records table for one arm."""
+        trained = self.fold.regulator[self.fold.train]
+        counts, none = np.bincount(trained, minlength=self.fold.regulator.max() + 1), np.zeros(len(self.rows), bool)
         return {
             "arm": np.full(len(self.rows), arm),
             "part": np.full(len(self.rows), self.name),
@@ -154,6 +156,8 @@ class Part:
             "regulator": self.regulator,
             "dose": self.fold.dose[self.rows],
             "state": self.fold.state[self.rows],
+            "training_records": counts[self.regulator],
+            **{name: self.masks.get(name, none) for name in ("rare", "outlier")},
             "squared_error": errors[0],
             "reference_error": errors[1],
         }

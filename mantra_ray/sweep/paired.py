@@ -80,12 +80,14 @@ def compare(
     return difference, middle, improvement_interval(*pairs, resamples, confidence), p_value
 
 
-def errors(store: Store, trials: Sequence[dict], arm: str, part: str) -> dict[str, np.ndarray]:
-    """Errors of an arm on the trials' records of a part, by seed and record."""
+def errors(
+    store: Store, trials: Sequence[dict], arm: str, part: str, beside: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Errors of an arm on the trials' records of a part, by seed and record, and columns `beside` them."""
     where = (ds.field("part") == part) & (ds.field("arm") == arm)
-    rows = store.read("records", [row["trial"] for row in trials], COLUMNS, where)
+    rows = store.read("records", [row["trial"] for row in trials], [*COLUMNS, *beside], where)
     rows = rows.sort_by([("seed", "ascending"), ("record", "ascending")])
-    return {name: rows[name].to_numpy() for name in COLUMNS}
+    return {name: rows[name].to_numpy() for name in (*COLUMNS, *beside)}
 
 
 def shared(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tuple[dict, dict]:

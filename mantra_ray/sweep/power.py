@@ -53,12 +53,12 @@ class Expectation:
         """What is expected, in words."""
         if np.isnan(self.detectable):
             return f"On {self.split}: one regulator is tested, from which nothing can be concluded."
-        found = f"{points(self.detectable)} is found with {self.power:.0%} power by {counted(self.seeds, 'seed')}"
+        found = f"{least(self.detectable)} is found with {self.power:.0%} power by {counted(self.seeds, 'seed')}"
         holm = f" (Holm over {self.comparisons} comparisons)" if self.comparisons > 1 else ""
         if self.needed is None:
             wish = (
                 f"{points(self.effect)} is beyond any number of seeds: {counted(self.regulators, 'tested regulator')} "
-                f"a seed leave {points(self.limit)}"
+                f"a seed leave {least(self.limit)}"
             )
         else:
             wish = f"{points(self.effect)} needs {counted(self.needed, 'seed')}"
@@ -68,6 +68,11 @@ class Expectation:
 def points(share: float) -> str:
     """A difference of gains."""
     return f"{100 * share:.2g} points" if share < 0.1 else f"{100 * share:.0f} points"
+
+
+def least(share: float) -> str:
+    """The least difference that can be found, where that is not absurd, as with a handful of records."""
+    return points(share) if share <= 1 else "more than 100 points"
 
 
 def counted(count: int, what: str) -> str:

@@ -19,6 +19,7 @@ DIAGNOSTICS = (
     *("write_density", "primed_density", "gated_density", "occupancy", "evictions", "collisions", "hard_hit_rate"),
     *("gate_mean", "read_entropy", "records_per_second", "memory_bytes", "load", "buckets", "slots"),
 )
+SLICES = ("training_records", "rare", "outlier")  # of `records`: null in rows that earlier versions wrote
 PAIRING = [("trial", pa.string()), ("kind", pa.string()), ("seed", pa.int64())]
 SCORES = pa.schema(
     [
@@ -36,6 +37,9 @@ RECORDS = pa.schema(
         ("regulator", pa.int64()),
         ("dose", pa.float32()),
         ("state", pa.int64()),
+        ("training_records", pa.int64()),
+        ("rare", pa.bool_()),
+        ("outlier", pa.bool_()),
         ("squared_error", pa.float64()),
         ("reference_error", pa.float64()),
     ]

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t
 
+from mantra_ray.evaluation.statistics import Interval
 from mantra_ray.sweep.store import Store
 from mantra_ray.sweep.summary import Configuration
 
@@ -87,11 +88,16 @@ def scorecard(values: Values, metrics: dict[str, str], confidence: float) -> Tab
 
 def cell(values: Sequence[float], confidence: float) -> str:
     """Mean of the seeds that have a value, ± half of Student's interval where there are two; "-" without any."""
-    known = np.array([value for value in values if np.isfinite(value)])
-    if not len(known):
+    found = student(values, confidence)
+    if not found.n:
         return "-"
-    mean = known.mean()
+    return f"{found.value:.3f}" + ("" if np.isnan(found.upper) else f" ± {found.upper - found.value:.3f}")
+
+
+def student(values: Sequence[float], confidence: float) -> Interval:
+    """Mean of the seeds that have a value with Student's interval, which is NaN with fewer than two."""
+    known = np.array([value for value in values if np.isfinite(value)])
     if len(known) < 2:
-        return f"{mean:.3f}"
+        return Interval(float(known.mean()) if len(known) else np.nan, np.nan, np.nan, len(known))
     half = t.ppf((1 + confidence) / 2, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known))
-    return f"{mean:.3f} ± {half:.3f}"
+    return Interval(float(known.mean()), float(known.mean() - half), float(known.mean() + half), len(known))

@@ -26,7 +26,7 @@ from mantra_ray.sweep.rowfiles import (
     join,
     opened,
 )
-from mantra_ray.sweep.schema import CURVES, RECORDS, SCHEMAS, SCORES, TRIALS, column_type
+from mantra_ray.sweep.schema import CURVES, RECORDS, SCHEMAS, SCORES, SLICES, TRIALS, column_type
 from mantra_ray.sweep.spec import TrialSpec
 
 # A trial's row has 120 columns and more: dictionaries, statistics and a second copy of the schema would make its
@@ -56,16 +56,16 @@ class Store:
         """Write a trial's rows; its row in `trials` comes last, so a trial that has one is whole.
 
         `trial` holds status, error (stored without secrets), seconds, started, ended, diagnostics and provenance (names
-        with a dot); `scores` and `curves` are lists of rows, `records` maps column names to arrays of one length.
+        with a dot); `scores` and `curves` are lists of rows, `records` maps column names to arrays of one length
+        (those of slices may lack).
         """
         if trial.get("error"):
             trial = trial | {"error": scrubbed(trial["error"])}
         pairing = {"trial": spec.id, "kind": spec.kind, "seed": spec.config.seed}
         length = len(records["record"]) if records else 0
         shared = pairing | {"split": spec.config.split.kind}
-        columns = {name: [value] * length for name, value in shared.items()} | (
-            records or dict.fromkeys(RECORDS.names, ())
-        )
+        columns = {name: [value] * length for name, value in (dict.fromkeys(SLICES) | shared).items()}
+        columns |= records or dict.fromkeys(RECORDS.names, ())
         tables = {
             "scores": pa.Table.from_pylist([pairing | row for row in scores], SCORES),
             "records": pa.table({f.name: _column(columns[f.name], f) for f in RECORDS}, RECORDS),

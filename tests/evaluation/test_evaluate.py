@@ -99,12 +99,24 @@ def test_records_rebuild_the_scores(fold):
     tables = evaluate(fold, arms(fold), CONFIG, seed=0)
     records = tables.records
     assert set(records) == {
-        "arm", "part", "record", "regulator", "dose", "state", "squared_error", "reference_error",
+        "arm", "part", "record", "regulator", "dose", "state", "training_records", "rare", "outlier", "squared_error",
+        "reference_error",
     }  # fmt: skip
     assert len(records["arm"]) == 4 * (len(fold.test) + len(fold.validation))
     chosen = (records["arm"] == "zero") & (records["part"] == "test")
     assert records["record"][chosen].tolist() == fold.test.tolist()
     assert (records["regulator"][chosen] == fold.regulator[fold.test]).all()
+    counts = [(fold.regulator[fold.train] == regulator).sum() for regulator in fold.regulator[fold.test]]
+    assert records["training_records"][chosen].tolist() == counts
+    for name in ("rare", "outlier"):
+        inside = chosen & records[name]
+        gain = 1 - records["squared_error"][inside].sum() / records["reference_error"][inside].sum()
+        (row,) = (
+            row
+            for row in tables.scores
+            if (row["arm"], row["part"], row["slice"], row["metric"]) == ("zero", "test", name, "program_mse_gain")
+        )
+        assert row["n"] == inside.sum() and row["value"] == pytest.approx(gain)
     gain = 1 - records["squared_error"][chosen].sum() / records["reference_error"][chosen].sum()
     assert gain == pytest.approx(table(tables)["zero", "program_mse_gain"]["value"])
 

@@ -40,6 +40,9 @@ def records(shares, seed):
         "regulator": np.tile(rows % 8, count),
         "dose": np.full(24 * count, 0.5, np.float32),
         "state": np.tile(rows % 2, count),
+        "training_records": np.full(24 * count, 3),
+        "rare": np.tile(rows % 8 < 5, count),
+        "outlier": np.tile(rows % 8 > 4, count),
         "squared_error": np.concatenate([reference * (s + 0.05 * rng.random(24) * (s != 1)) for s in shares.values()]),
         "reference_error": np.tile(reference, count),
     }
@@ -48,7 +51,7 @@ def records(shares, seed):
 def scores(shares, split, seed):
     """Rows of `scores` on test: gain by slice, traits, a noise ceiling for baselines."""
     where = {"split": split, "part": "test", "lower": 0.0, "upper": 1.0}
-    sizes = {"all": 16, "rare": 4, "outlier": 6}
+    sizes = {"all": 16, "rare": 4, "outlier": 6, "rare_programs": 16}
     rows = [
         where | {"arm": arm, "slice": name, "metric": "program_mse_gain", "value": 1 - share + 0.01 * seed, "n": size}
         for arm, share in shares.items()

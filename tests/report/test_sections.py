@@ -171,11 +171,17 @@ def test_the_knob_that_decides_is_found(findings):
 
 def test_slices_and_quarters_are_those_of_the_tables(findings):
     own = findings.judged("seen")[1]
-    by_slice = slices.read_slices(findings.store, own)
-    assert {name: n for name, (_, n) in by_slice.items()} == {"all": 32, "rare": 8, "outlier": 12}
+    by_slice = slices.by_slice(findings.store, own)
+    assert {name: gain.n for name, gain in by_slice.items()} == {"all": 32, "rare": 20, "others": 12, "outlier": 12}
     told = shown(texts(slices.section(findings)))
-    assert contains(told, ["seen", "rare regulators", cell(by_slice["rare"][0], 0.95), "2", "8"])
+    assert contains(told, ["seen", "rare regulators", span(by_slice["rare"]), "20"])
+    assert np.isnan(by_slice["outlier"].lower)  # three regulators
+    programs = slices.on_rare_programs(findings, own)
+    assert contains(told, ["seen", "rare programs", span(programs), "32"]) and programs.lower < programs.value
     quarters, rows = slices.by_size(findings.store, own), errors(findings.store, own, "memory_on", "test")
+    inside = rows["regulator"] < 5
+    names = ("squared_error", "reference_error", "regulator", "seed")
+    assert by_slice["rare"] == nested_gain(*(rows[name][inside] for name in names))
     assert sum(gain.n for *_, gain in quarters) == 32 and quarters[0][0] == rows["reference_error"].min()
     low, high, gain = quarters[1]
     inside = (rows["reference_error"] >= low) & (rows["reference_error"] < high)

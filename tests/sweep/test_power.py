@@ -108,6 +108,8 @@ def test_what_is_said():
     )
     none = dataclasses.replace(some, effect=0.005, needed=None)
     assert "0.5 points is beyond any number of seeds: 60 tested regulators a seed leave 1 points" in none.line()
+    few = dataclasses.replace(none, detectable=8.26, limit=1.5)
+    assert "difference of more than 100 points" in few.line() and "leave more than 100 points" in few.line()
     assert lines([some, none])[-1] == "This assumes that so it is." and len(lines([some, none])) == 3
     one = dataclasses.replace(some, detectable=float("nan"))
     assert "one regulator" in one.line()

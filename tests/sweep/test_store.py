@@ -41,9 +41,10 @@ def write_version_1(folder, spec, columns):
     origin = {"provenance.code": "code", "provenance.git_commit": "abc", "provenance.git_dirty": True}
     shared = pairing | {"split": "seen"}
     repeated = {name: [value] * len(columns["record"]) for name, value in shared.items()}
+    before = pa.schema([field for field in schema.RECORDS if field.name not in schema.SLICES])
     tables = {
         "scores": pa.Table.from_pylist([pairing | SCORE], schema.SCORES),
-        "records": pa.table(repeated | columns).select(schema.RECORDS.names).cast(schema.RECORDS),
+        "records": pa.table(repeated | columns).select(before.names).cast(before),
         "curves": pa.Table.from_pylist([pairing | CURVE], schema.CURVES),
         "trials": pa.Table.from_pylist([pairing | config | {"status": "done", "error": None} | origin]),
     }
