@@ -84,11 +84,11 @@ def holm_parts(findings: Findings) -> list[Part]:
         return [absent("They need the default configuration, finished, and another one beside it.")]
     parts: list[Part] = []
     for arm, pairs in findings.paired.items():
-        alive = survivors(pairs, 1 - findings.confidence)
+        alive, tested = survivors(pairs, 1 - findings.confidence), sum(not pair.same for pair in pairs.values())
         if not alive:
-            parts.append(paragraph(f"{arm}: none of {len(pairs)} comparisons does."))
+            parts.append(paragraph(f"{arm}: none of {tested} comparisons does."))
             continue
-        parts.append(paragraph(f"{arm}: {len(alive)} of {len(pairs)} comparisons do; points of gain, p after Holm."))
+        parts.append(paragraph(f"{arm}: {len(alive)} of {tested} comparisons do; points of gain, p after Holm."))
         items = [
             f"{describe(findings.found[i])}, on {split}: {span(pair.difference)}, p {pair.p_value:.2g}, "
             f"{pair.seeds} seeds"

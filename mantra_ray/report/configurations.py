@@ -36,7 +36,7 @@ def section(findings: Findings) -> Section:
             caption = (
                 f"{arm} against the default's on the same test records: points of gain [{findings.level} interval], "
                 "p after Holm's correction; IQM: interquartile mean over regulators and seeds; better: share of these "
-                "that gain, ties counting half."
+                "that gain, ties counting half; equal: the default's error on every record, which Holm does not count."
             )
             for split in dict.fromkeys(split for _, split in pairs):
                 here = {key: pair for key, pair in pairs.items() if key[1] == split}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.dataset as ds
@@ -24,8 +24,9 @@ class Paired:
     difference: Interval  # of errors, as a share of the default's GNN error; above 0 the configuration is better
     middle: Interval  # interquartile mean over (seed, regulator) of that share within each; outliers do not decide it
     improved: Interval  # probability that a (seed, regulator) is better off than with the default, ties counting half
-    p_value: float  # of the difference, two-sided, adjusted by Holm over all comparisons of the table
+    p_value: float  # of the difference, two-sided, adjusted by Holm over all comparisons of the table that differ
     seeds: int
+    same: bool  # every record has the error that it has with the default: nothing to test
 
 
 def default_configuration(found: Sequence[Configuration]) -> Configuration | None:
@@ -38,7 +39,7 @@ def against_default(store: Store, found: Sequence[Configuration], arm: str) -> d
     default = default_configuration(found)
     if default is None:
         return {}
-    compared, p_values = {}, []
+    compared = {}
     for split, reference in default.results.items():
         base = errors(store, reference.trials, arm, "test")
         for i, item in enumerate(found):
@@ -49,13 +50,11 @@ def against_default(store: Store, found: Sequence[Configuration], arm: str) -> d
                 continue
             judging = reference.trials[0]["evaluation.bootstrap"], reference.trials[0]["evaluation.confidence"]
             *intervals, p_value = compare(mine, theirs, *judging)
-            p_values.append(p_value)
-            compared[i, split] = *intervals, len(np.unique(mine["seed"]))
-    adjusted = holm(np.array(p_values)) if p_values else []
-    return {
-        key: Paired(*intervals, float(p), seeds)
-        for (key, (*intervals, seeds)), p in zip(compared.items(), adjusted, strict=True)
-    }
+            same = np.array_equal(mine["squared_error"], theirs["squared_error"])
+            compared[i, split] = Paired(*intervals, p_value, len(np.unique(mine["seed"])), same)
+    tested = [key for key, pair in compared.items() if not pair.same]
+    adjusted = holm(np.array([compared[key].p_value for key in tested])).tolist() if tested else []
+    return compared | {key: replace(compared[key], p_value=p) for key, p in zip(tested, adjusted, strict=True)}
 
 
 def compare(

@@ -72,7 +72,8 @@ def print_summary(root: Path, console: Console) -> bool:
         compared = against_default(store, found, arm)
         if compared:
             say(f"\n{arm} against the default's, on the same test records: points [interval], p (Holm)", style="bold")
-            say("IQM: interquartile mean over regulators and seeds; better: share of them that gain, ties count half.")
+            say("IQM: interquartile mean over regulators and seeds; better: share of them that gain, ties count half;")
+            say("equal: the default's error on every record, not counted by Holm.")
             print_by_split(console, list(arms), lambda splits, pairs=compared: compared_table(found, pairs, splits))
     if any(arms.values()):
         say("\nBaselines, and the memory as validation chooses it: program MSE, gain [interval]", style="bold")

@@ -19,7 +19,7 @@ from mantra_ray.sweep.summary import CEILING, DEFAULTS, Arm, Configuration, best
 SHORT = {"nexus.regret_gamma": "gamma", "nexus.query_alpha": "alpha"}
 GEOMETRY = ("nexus.buckets", "nexus.slots")
 WIDEST = 4  # settings that get a column each; beyond, one column says what differs from the default
-COMPARED = 24  # configurations at most for which every comparison with the default is printed
+COMPARED = 48  # configurations at most for which every comparison with the default is printed
 OUTCOMES = ("seeds", "density", "occupancy")  # columns that are no settings
 NAMES = {shape: name for name, shape in GEOMETRIES.items()}
 
@@ -111,21 +111,29 @@ def compared_arms(found: Sequence[Configuration]) -> tuple[str, ...]:
 def compared_table(
     found: Sequence[Configuration], compared: dict[tuple[int, str], Paired], splits: Sequence[str]
 ) -> Table:
-    """One row a configuration that was compared with the default; for each split difference, p, middle and chance."""
+    """One row a configuration that was compared with the default; for each split difference, p, middle and chance.
+
+    Those that have the default's errors on every record are counted in the last row.
+    """
     labels = [label for split in splits for label in (split, "p", "IQM", "better, %")]
-    table = empty_table(["configuration"], labels)
+    table, same = empty_table(["configuration"], labels), 0
     for i in dict.fromkeys(i for i, _ in compared):
         cells = [compared.get((i, split)) for split in splits]
+        if all(cell is not None and cell.same for cell in cells):
+            same += 1
+            continue
         shown = [
             text
             for cell in cells
             for text in (
                 (span(cell.difference), f"{cell.p_value:.2g}", span(cell.middle), span(cell.improved, ""))
-                if cell
-                else "----"
+                if cell and not cell.same
+                else ("equal" if cell else "-", "-", "-", "-")
             )
         ]
         table.add_row(changes(found[i], list(found[i].knobs)), *shown)
+    if same:
+        table.add_row(f"{same} other{'s' * (same > 1)}", *("equal", "-", "-", "-") * len(splits))
     return table
 
 

@@ -9,6 +9,7 @@ from mantra_ray.sweep.paired import RESAMPLES, against_default, compare, default
 from mantra_ray.sweep.spec import SweepSpec
 from mantra_ray.sweep.store import Store
 from mantra_ray.sweep.summary import configurations
+from mantra_ray.sweep.tables import compared_table, span
 
 DEFAULT = ExperimentConfig().nexus.regret_gamma
 REGULATORS = 30
@@ -62,6 +63,21 @@ def test_gains_are_those_of_the_same_records(sweep):
     assert worse.difference.value == pytest.approx(-0.1) and worse.improved.value == 0.0
     assert better.seeds == 3 and better.difference.n == 6 * REGULATORS and better.middle.n == 3 * REGULATORS
     assert max(better.p_value, worse.p_value) == pytest.approx(2 * 2 / (RESAMPLES + 1))  # Holm over two
+
+
+def test_what_equals_the_default_is_no_test(sweep):
+    noisy = {1.0: lambda rng: 0.05 + 0.3 * rng.normal(size=2 * REGULATORS)}
+    (alone,) = against_default(*sweep(noisy), "memory_on").values()
+    store, found = sweep(noisy | {2.0: lambda rng: 0.0, 3.0: lambda rng: 0.0})
+    compared = against_default(store, found, "memory_on")
+    assert sorted(pair.same for pair in compared.values()) == [False, True, True]
+    (different,) = (pair for pair in compared.values() if not pair.same)
+    assert different.p_value == alone.p_value  # Holm over one comparison
+    assert all(pair.p_value == 1.0 for pair in compared.values() if pair.same)
+    table = compared_table(found, compared, ["seen"])
+    first, last = ([str(column._cells[i]) for column in table.columns] for i in (0, 1))
+    assert table.row_count == 2 and first[:2] == ["gamma 1", span(different.difference)]
+    assert last == ["2 others", "equal", "-", "-", "-"]
 
 
 def test_an_outlier_shows_in_the_difference_alone(sweep):
