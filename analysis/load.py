@@ -117,9 +117,10 @@ def contrasts(sweep: Findings, pairs: Iterable[Contrast], arm: str = "memory_on"
 
 
 def corrected(rows: list[dict], names: list[str], sweep: Findings, words: tuple[str, str]) -> pd.DataFrame:
-    """Rows as a frame, p by Holm over all of them, and what each says: undecided where p does not survive."""
+    """Rows as a frame, p by Holm over those that differ, and what each says: undecided where p does not survive."""
     frame = pd.DataFrame(rows, columns=list(rows[0]) if rows else [*names, "value", "lower", "upper", "text", "p"])
-    frame["p"] = holm(frame["p"].to_numpy(float))
+    differs = (frame[["value", "lower", "upper"]] != 0).any(axis=1)
+    frame.loc[differs, "p"] = holm(frame.loc[differs, "p"].to_numpy(float))
     found = [finding(*limits, words) for limits in frame[["value", "lower", "upper"]].itertuples(index=False)]
     sure = [word == "no difference" or p < 1 - sweep.confidence for word, p in zip(found, frame["p"], strict=True)]
     return frame.assign(finding=np.where(sure, found, "undecided") if rows else [])

@@ -15,7 +15,7 @@ from scipy.stats import t
 
 from mantra_ray.evaluation.statistics import Interval, nested_gain, nested_p_value, ratio_bootstrap, ratio_intervals
 from mantra_ray.report.findings import Findings
-from mantra_ray.report.slices import unless_few
+from mantra_ray.report.slices import by_slice, members, unless_few
 from mantra_ray.sweep.schema import SLICES
 from mantra_ray.sweep.summary import CEILING, MEMORY
 
@@ -97,41 +97,39 @@ def regulator_table(sweep: Findings, records: pd.DataFrame, arm: str = "memory_o
     return corrected(rows, ["regulator", "records", "seeds"], sweep, ("helps", "harms"))
 
 
-def by_slice(records: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Rows of `record_table` by slice: all, rare, others (all but the rare), outlier; those that hold some.
-
-    All alone where the sweep's rows are of an earlier version, which did not say who is rare.
-    """
-    if records["rare"].isna().any():
-        return {"all": records}
-    rare, outlier = records["rare"].astype(bool), records["outlier"].astype(bool)
-    found = {"all": records, "rare": records[rare], "others": records[~rare & rare.any()], "outlier": records[outlier]}
-    return {name: of for name, of in found.items() if len(of)}
-
-
 def slice_gains(sweep: Findings, records: pd.DataFrame) -> pd.DataFrame:
-    """Gain over the GNN by slice and arm, a row each; seeds pooled, intervals over regulators, uncorrected.
+    """Gain over the GNN by slice of `record_table` and arm, a row each; seeds pooled, as in the report.
 
-    A slice of few regulators has no interval.
+    Slices: all, rare, others (all but the rare), outlier; all alone where rows of an earlier version do not say who
+    is rare. Intervals are over regulators and uncorrected; a slice of few regulators has none.
     """
     rows = []
-    for name, of in by_slice(records).items():
-        who = {"slice": name, "regulators": of["regulator"].nunique(), "records": len(of)}
-        for arm in (arm for arm in ARMS if arm in of):
-            columns = [of[column].to_numpy() for column in (arm, "gnn", "regulator", "seed")]
-            gain = unless_few(nested_gain(*columns, RESAMPLES, sweep.confidence), columns[2])
-            rows.append(who | {"arm": arm} | interval_columns(gain))
+    for arm in (arm for arm in ARMS if arm in records):
+        known = _columns(records.dropna(subset=arm), squared_error=arm, reference_error="gnn")
+        for name, (gain, regulators) in by_slice(
+            known, sweep.trials[0]["evaluation.bootstrap"], sweep.confidence
+        ).items():
+            who = {"slice": name, "arm": arm, "regulators": regulators, "records": gain.n}
+            rows.append(who | interval_columns(gain))
     return pd.DataFrame(rows)
 
 
 def slice_differences(sweep: Findings, records: pd.DataFrame) -> pd.DataFrame:
     """Gain of the memory less that of another arm on the same records, by slice; as `slice_gains`."""
     rows = []
-    for name, of in by_slice(records).items():
-        for arm in (arm for arm in ARMS[1:] if arm in of):
-            regulator, saved = of["regulator"].to_numpy(), (of[arm] - of["memory_on"]).to_numpy()
-            columns = saved[:, None], of[["gnn"]].to_numpy(), regulator, of["seed"].to_numpy()
-            limits = ratio_intervals(*columns, RESAMPLES, sweep.confidence, 0)
-            difference = unless_few(Interval(*(float(limit[0]) for limit in limits), len(of)), regulator)
+    for arm in (arm for arm in ARMS[1:] if arm in records):
+        known = _columns(records.dropna(subset=arm), mine="memory_on", other=arm, reference="gnn")
+        saved = known["other"] - known["mine"]
+        for name, inside in members(known).items():
+            regulator = known["regulator"][inside]
+            columns = saved[inside, None], known["reference"][inside, None], regulator, known["seed"][inside]
+            limits = ratio_intervals(*columns, sweep.trials[0]["evaluation.bootstrap"], sweep.confidence, 0)
+            difference = unless_few(Interval(*(float(limit[0]) for limit in limits), len(regulator)), regulator)
             rows.append({"slice": name, "what": f"{name}: memory_on less {arm}"} | interval_columns(difference))
     return pd.DataFrame(rows)
+
+
+def _columns(records: pd.DataFrame, **named: str) -> dict[str, np.ndarray]:
+    """Columns of some records under new names, and those that say whose they are."""
+    own = {name: name for name in ("regulator", "seed", "rare", "outlier")}
+    return {name: records[column].to_numpy() for name, column in (own | named).items()}

@@ -17,7 +17,7 @@ from mantra_ray.evaluation.statistics import nested_gain
 from mantra_ray.report import geometry
 from mantra_ray.report.findings import read_findings
 from mantra_ray.report.slices import by_slice
-from mantra_ray.sweep.paired import against_default
+from mantra_ray.sweep.paired import against_default, errors
 from mantra_ray.sweep.tables import describe, span
 
 ROOT = Path(__file__).parent.parent
@@ -139,8 +139,10 @@ def test_regulators_add_up_to_the_whole_gain(run, findings):
     assert quarters["records"].sum() == findings.records("seen") and names["size"] == "effect"
     assert set(names["by_size"]["arm"]) == {"memory_on", "memory_shuffled", "baseline"}
     slices = names["slices"].set_index(["split", "slice", "arm"])
-    rare = by_slice(findings.store, findings.judged("seen")[1])["rare"]  # as in the report
-    assert slices.loc[("seen", "rare", "memory_on"), ["value", "records"]].tolist() == [100 * rare.value, rare.n]
+    rows = errors(findings.store, findings.judged("seen")[1], "memory_on", "test", ("rare", "outlier"))
+    for part, (gain, regulators) in by_slice(rows, findings.trials[0]["evaluation.bootstrap"], 0.95).items():
+        told = slices.loc[("seen", part, "memory_on"), ["text", "regulators", "records"]].tolist()
+        assert told == [span(gain), regulators, gain.n]  # as in the report
     assert "rare: memory_on less baseline" in repr(shown[2])
 
 
@@ -211,21 +213,24 @@ def test_slices_are_judged_over_regulators(run):
     count = 40
     regulator, rng = np.arange(count) % 20, np.random.default_rng(0)
     columns = {"seed": 0, "record": np.arange(count), "regulator": regulator, "gnn": 1 + rng.random(count)}
-    columns |= {"rare": regulator < 8, "outlier": regulator < 3}
+    columns |= {"rare": regulator < 12, "outlier": regulator < 3}
     records = pd.DataFrame(columns).assign(memory_on=rng.random(count), baseline=3.0 + rng.random(count))
     gains = names["slice_gains"](names["sweep"], records).set_index(["slice", "arm"])
     sizes = gains.xs("memory_on", level="arm")[["regulators", "records"]]
-    assert sizes.T.to_dict("list") == {"all": [20, 40], "rare": [8, 16], "others": [12, 24], "outlier": [3, 6]}
+    assert sizes.T.to_dict("list") == {"all": [20, 40], "rare": [12, 24], "others": [8, 16], "outlier": [3, 6]}
     rare = records[records["rare"]]
     judged = [rare[name].to_numpy() for name in ("memory_on", "gnn", "regulator", "seed")]
-    assert gains.loc[("rare", "memory_on"), "text"] == span(nested_gain(*judged, 10_000, 0.95))
+    assert gains.loc[("rare", "memory_on"), "text"] == span(nested_gain(*judged, 1000, 0.95))
     few = gains.loc[("outlier", "memory_on")]
     assert np.isnan([few["lower"], few["upper"]]).all() and few["value"] > 0  # three regulators tell nothing
     told = names["slice_differences"](names["sweep"], records).set_index("what")
     difference = told.loc["rare: memory_on less baseline"]
     assert difference["value"] == pytest.approx(100 * (rare["baseline"] - rare["memory_on"]).sum() / rare["gnn"].sum())
     assert 100 < difference["lower"] < difference["value"] < difference["upper"]
-    unknown = records.assign(rare=None)
+    one_failed = records.assign(baseline=records["baseline"].where(records["record"] % 2 == 0))
+    less = names["slice_gains"](names["sweep"], one_failed).set_index(["slice", "arm"])
+    assert less.loc[("all", "baseline"), "records"] == 20 and np.isfinite(less.loc[("all", "baseline"), "lower"])
+    unknown = records.assign(rare=None, outlier=None)
     assert names["slice_gains"](names["sweep"], unknown)["slice"].unique().tolist() == ["all"]
 
 

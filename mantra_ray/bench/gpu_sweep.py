@@ -32,18 +32,23 @@ BASE = Options(gpus_per_trial=GPUS_PER_TRIAL, grn=GrnConfig(epochs=3))  # networ
 def sweep_scaling(gpus: int, quick: bool = False) -> list[dict[str, Any]]:
     """Trials an hour of a sweep on one GPU and on `gpus`, 8 side by side on each; goal at 2 GPUs: 1.9.
 
-    Where there are not as many, one trial on each of as many CPU cores. `speed_up` compares the sweeps while all their
-    processes are at work and past their first trial, `whole_speed_up` from the first trial's start to the last's end.
+    Where there are not as many, one trial on each of as many CPU cores. Each sweep compiles its kernels. `speed_up`
+    compares them while all their processes are at work and past their first trial, `whole_speed_up` from the first
+    trial's start to the last's end.
     """
     rows: list[dict[str, Any]] = []
+    on_gpus = torch.cuda.device_count() >= gpus
     with tempfile.TemporaryDirectory() as place:
         for count in sorted({1, gpus}):
             root = sweep_folder(Path(place) / str(count), quick)
             if rows:  # the networks need not be trained again
                 shutil.copytree(sweep_folder(Path(place) / "1", quick) / "artifacts", root / "artifacts")
-            environment = seeing(count)
+            environment = seeing(count, on_gpus) | {"TRITON_CACHE_DIR": str(Path(place) / f"{count}.triton")}
             with ProcessPoolExecutor(1, get_context("spawn"), see, (environment,)) as process:
-                rows.append({"gpus": count} | process.submit(swept, Path(place) / str(count), quick).result())
+                rows.append(
+                    {"device": "cuda" if on_gpus else "cpu", "devices": count}
+                    | process.submit(swept, Path(place) / str(count), quick).result()
+                )
     first = rows[0]
     return [
         row
@@ -58,12 +63,12 @@ def sweep_folder(folder: Path, quick: bool) -> Path:
     return folder / f"sweep{QUICK_TRIALS if quick else TRIALS}"
 
 
-def seeing(gpus: int) -> dict[str, str]:
-    """Environment of a process that sees so many GPUs, or CPU cores where there are fewer GPUs."""
-    if torch.cuda.device_count() < gpus:
-        return {"CUDA_VISIBLE_DEVICES": "", "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": gpus})}
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
-    return {"CUDA_VISIBLE_DEVICES": ",".join(visible.split(",")[:gpus])}
+def seeing(count: int, on_gpus: bool) -> dict[str, str]:
+    """Environment of a process that sees so many GPUs, or no GPU and so many CPU cores."""
+    if not on_gpus:
+        return {"CUDA_VISIBLE_DEVICES": "", "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": count})}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return {"CUDA_VISIBLE_DEVICES": ",".join(visible.split(",")[:count])}
 
 
 def see(environment: dict[str, str]) -> None:

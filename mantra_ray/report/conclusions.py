@@ -86,7 +86,8 @@ def holm_parts(findings: Findings) -> list[Part]:
     for arm, pairs in findings.paired.items():
         alive, tested = survivors(pairs, 1 - findings.confidence), sum(not pair.same for pair in pairs.values())
         if not alive:
-            parts.append(paragraph(f"{arm}: none of {tested} comparisons does."))
+            told = f"none of {tested} comparisons does" if tested else "every configuration equals the default"
+            parts.append(paragraph(f"{arm}: {told}."))
             continue
         parts.append(paragraph(f"{arm}: {len(alive)} of {tested} comparisons do; points of gain, p after Holm."))
         items = [
@@ -115,7 +116,8 @@ def power_parts(findings: Findings) -> list[Part]:
 
 def expectations(findings: Findings) -> Sequence[Expectation]:
     """What each split's comparisons could find, from how configurations differ on validation."""
-    comparisons = max(1, (len(findings.found) - 1) * len(findings.splits))
+    tested = [sum(not pair.same for pair in pairs.values()) for pairs in findings.paired.values()]
+    comparisons = max(1, *tested) if tested else max(1, (len(findings.found) - 1) * len(findings.splits))
     alpha, effect, power = (1 - findings.confidence) / comparisons, Options.effect, Options.power
     found = []
     for split, item in findings.chosen.items():

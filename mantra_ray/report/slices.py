@@ -33,7 +33,7 @@ SLICES = {"all": "all", "rare": "rare regulators", "others": "all but rare", "ou
 PROGRAMS = "rare programs"
 QUARTERS = ("least", "second", "third", "most")  # of the GNN's error on a record
 JUDGED = ("squared_error", "reference_error", "regulator", "seed")
-FEWEST = 5  # regulators: 95 % intervals by resampling three cover 71 to 77 % in simulation, four 83 to 90 %
+FEWEST = 10  # regulators: intervals by resampling fewer cover too little, above all where some of them make the gain
 LOOK = Look(PALETTE[0], "o", "-")
 
 
@@ -47,42 +47,51 @@ def section(findings: Findings) -> Section:
 
 def rarity_parts(findings: Findings, chosen: dict[str, list[Row]]) -> list[Part]:
     """Gain on slices of the test records, and on rare programs."""
-    found = {split: by_slice(findings.store, rows) for split, rows in chosen.items()}
-    for split, rows in chosen.items():
-        if (programs := on_rare_programs(findings, rows)) is not None:
-            found[split][PROGRAMS] = programs
+    found, before = {}, []
+    for split, trials in chosen.items():
+        rows = errors(findings.store, trials, "memory_on", "test", ("rare", "outlier"))
+        if rows["rare"].dtype != bool:
+            before = [absent("Rows of an earlier version do not say who is rare or an outlier; a new run does.")]
+        found[split] = by_slice(rows, trials[0]["evaluation.bootstrap"], findings.confidence)
+        if (programs := on_rare_programs(findings, trials)) is not None:
+            found[split][PROGRAMS] = programs, None
     found = {split: gains for split, gains in found.items() if len(gains) > 1}
     if not found:
-        return [absent("No test record is of a rare or an outlier regulator, or the rows do not say it.")]
+        return before or [absent("No test record is of a rare or an outlier regulator.")]
     table = Table()
-    for name in ("split", "slice", "gain, % [interval]", "test records"):
+    for name in ("split", "slice", "gain, % [interval]", "regulators", "test records"):
         table.add_column(name, justify="left" if name in ("split", "slice") else "right")
     for split, gains in found.items():
-        for name, gain in gains.items():
-            table.add_row(split, SLICES.get(name, name), span(gain), str(gain.n))
+        for name, (gain, regulators) in gains.items():
+            table.add_row(split, SLICES.get(name, name), span(gain), str(regulators or ""), str(gain.n))
     settings = next(iter(chosen.values()))[0]
     caption = (
         f"Gain over the GNN by slice, for the configuration chosen on each split; {findings.level} intervals over "
-        f"regulators, seeds pooled (none with fewer than {FEWEST}); of rare programs over seeds. Uncorrected. Rare: at "
-        f"most {settings['evaluation.rare_records']} training records; outlier: the GNN's error on the regulator's "
+        f"regulators, seeds pooled (none with fewer than {FEWEST}); of rare programs over seeds. Uncorrected. Rare: 1 "
+        f"to {settings['evaluation.rare_records']} training records; outlier: the GNN's error on the regulator's "
         f"training records is above its {settings['evaluation.outlier_quantile']:g} quantile."
     )
-    return [rarity_picture(findings, found), sheet(table, caption)]
+    return [rarity_picture(findings, found), sheet(table, caption), *before]
 
 
-def by_slice(store: Store, trials: Sequence[Row]) -> dict[str, Interval]:
-    """Gain with the memory on by slice of the test records; slices that hold none, or that rows do not tell, lack."""
-    rows = errors(store, trials, "memory_on", "test", ("rare", "outlier"))
-    everyone = np.ones(len(rows["seed"]), bool)
-    members = {"all": everyone}
-    if rows["rare"].dtype == bool:  # rows of an earlier version hold nulls
-        members |= {"rare": rows["rare"], "others": ~rows["rare"], "outlier": rows["outlier"]}
-    judging, found = (trials[0]["evaluation.bootstrap"], trials[0]["evaluation.confidence"]), {}
-    for name, inside in members.items():
-        if inside.any() and (name != "others" or rows["rare"].any()):
-            gain = nested_gain(*(rows[column][inside] for column in JUDGED), *judging)
-            found[name] = unless_few(gain, rows["regulator"][inside])
+def by_slice(rows: dict[str, np.ndarray], resamples: int, confidence: float) -> dict[str, tuple[Interval, int]]:
+    """Gain and number of regulators by slice of test records [n]; slices that hold none lack."""
+    found = {}
+    for name, inside in members(rows).items():
+        gain, regulator = nested_gain(*(rows[of][inside] for of in JUDGED), resamples, confidence), rows["regulator"]
+        found[name] = gain if name == "all" else unless_few(gain, regulator[inside]), len(np.unique(regulator[inside]))
     return found
+
+
+def members(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Which records [n] are in a slice, bool [n], by its name; `all` alone where rows do not say who is rare."""
+    rare, outlier = rows["rare"], rows["outlier"]
+    found = {"all": np.ones(len(rare), bool)}
+    if rare.dtype == bool and rare.any():  # nulls make it an array of objects
+        found |= {"rare": rare, "others": ~rare}
+    if outlier.dtype == bool:
+        found["outlier"] = outlier
+    return {name: inside for name, inside in found.items() if inside.any()}
 
 
 def unless_few(gain: Interval, regulator: np.ndarray) -> Interval:
@@ -91,20 +100,20 @@ def unless_few(gain: Interval, regulator: np.ndarray) -> Interval:
 
 
 def on_rare_programs(findings: Findings, trials: Sequence[Row]) -> Interval | None:
-    """Gain with the memory on of the programs that few regulators move, and the number of test records."""
+    """Gain with the memory on of the programs that few regulators move, with Student's interval over seeds."""
     where = (ds.field("arm") == "memory_on") & (ds.field("part") == "test") & (ds.field("slice") == "rare_programs")
     where = where & (ds.field("metric") == "program_mse_gain")
     rows = findings.store.read("scores", [row["trial"] for row in trials], ["value", "n"], where).to_pydict()
     gain = student(rows["value"], findings.confidence)
-    return replace(gain, n=sum(rows["n"])) if gain.n else None
+    return replace(gain, upper=min(gain.upper, 1.0), n=sum(rows["n"])) if gain.n else None  # NaN stays NaN
 
 
-def rarity_picture(findings: Findings, found: dict[str, dict[str, Interval]]) -> Picture:
+def rarity_picture(findings: Findings, found: dict[str, dict[str, tuple[Interval, int | None]]]) -> Picture:
     """Gains by slice, one panel a split."""
     figure, axes = panels(*grid_of(len(found), 2), 1.7)
     cut = False
     for place, (split, gains) in zip(axes.flat, found.items(), strict=False):
-        draw_gains(place, range(len(gains)), list(gains.values()), LOOK, across=True)
+        draw_gains(place, range(len(gains)), [gain for gain, _ in gains.values()], LOOK, across=True)
         place.set_yticks(range(len(gains)), [SLICES.get(name, name) for name in gains])
         place.set_ylim(len(gains) - 0.5, -0.5)
         zero_line(place, across=True)
@@ -112,13 +121,13 @@ def rarity_picture(findings: Findings, found: dict[str, dict[str, Interval]]) ->
         label(place, split, "gain, %")
     hide_rest(axes, len(found))
     sizes = "; ".join(
-        f"{split}: " + ", ".join(f"{SLICES.get(name, name)} {gain.n}" for name, gain in gains.items())
+        f"{split}: " + ", ".join(f"{SLICES.get(name, name)} {gain.n}" for name, (gain, _) in gains.items())
         for split, gains in found.items()
     )
     caption = (
-        "Gain over the GNN on slices of the test records, for the configuration chosen on each split, with "
-        f"{findings.level} intervals; the table says which. n, test records of all seeds: {sizes}."
-        + (" Below -100 % the axis is cut." if cut else "")
+        "Gain over the GNN on slices of the test records, for the configuration chosen on each split; "
+        f"{findings.level} intervals over regulators, of rare programs over seeds. n, test records of all seeds: "
+        f"{sizes}." + (" Below -100 % the axis is cut." if cut else "")
     )
     return Picture("rarity", figure, caption, "Gain with its interval by slice of the test records, one panel a split.")
 

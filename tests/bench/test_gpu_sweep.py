@@ -50,7 +50,7 @@ def test_without_a_time_when_all_are_at_work_there_is_no_pace():
 @pytest.mark.slow
 def test_the_sweep_runs_on_as_many_cores_as_there_are(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_sweep.torch.cuda, "device_count", lambda: 0)
-    for name, value in seeing(1).items():
+    for name, value in seeing(1, False).items():
         monkeypatch.setenv(name, value)
     # in this process: Ray Train takes ten times as long to start its workers
     monkeypatch.setattr(stages, "run_units", lambda records, units, *_: [
@@ -73,6 +73,7 @@ def test_the_second_sweep_finds_the_networks_of_the_first(monkeypatch):
         def submit(self, work, folder, quick):
             network, self.count = sweep_folder(folder, quick) / "artifacts" / "fold.npz", int(folder.name)
             assert network.exists() == (self.count == 2) and f'"CPU": {self.count}' in str(self.environment)
+            assert self.environment["TRITON_CACHE_DIR"].endswith(f"{self.count}.triton")
             network.parent.mkdir(parents=True, exist_ok=True)
             network.touch()
             return self
@@ -84,15 +85,16 @@ def test_the_second_sweep_finds_the_networks_of_the_first(monkeypatch):
     monkeypatch.setattr(gpu_sweep, "ProcessPoolExecutor", Process)
     one, two = sweep_scaling(2, quick=True)
     assert (one["speed_up"], one["whole_speed_up"]) == (1.0, 1.0)
+    assert [(row["device"], row["devices"]) for row in (one, two)] == [("cpu", 1), ("cpu", 2)]
     assert (two["speed_up"], two["whole_speed_up"]) == (2.0, pytest.approx(2**0.5))
 
 
 def test_processes_see_no_more_gpus_than_they_may(monkeypatch):
-    monkeypatch.setattr(gpu_sweep.torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert [seeing(count)["CUDA_VISIBLE_DEVICES"] for count in (1, 2, 4)] == ["3", "3,5", ""]
+    assert [seeing(count, True)["CUDA_VISIBLE_DEVICES"] for count in (1, 2)] == ["3", "3,5"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert [seeing(count)["CUDA_VISIBLE_DEVICES"] for count in (1, 2)] == ["0", "0,1"]
+    assert [seeing(count, True)["CUDA_VISIBLE_DEVICES"] for count in (1, 2)] == ["0", "0,1"]
+    assert seeing(2, False)["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_the_quick_sweep_is_of_one_network(tmp_path):

@@ -73,8 +73,10 @@ def scores(shares, split, seed):
     return rows
 
 
-def write_sweep(root, arms=ARMS, splits=SPLITS, fails=lambda trial: False, origin=ORIGIN, skips=lambda trial: False):
-    """Two seeds of every arm; returns the trials."""
+def write_sweep(
+    root, arms=ARMS, splits=SPLITS, fails=lambda trial: False, origin=ORIGIN, skips=lambda trial: False, without=()
+):
+    """Two seeds of every arm; returns the trials. `without`: columns that records lack."""
     trials = SweepSpec("test", ExperimentConfig(), tuple(arms), (0, 1), splits).trials("data", "code")
     store, provenance = Store(root / "results"), {f"provenance.{name}": value for name, value in origin.items()}
     for number, trial in enumerate(trials):
@@ -90,7 +92,8 @@ def write_sweep(root, arms=ARMS, splits=SPLITS, fails=lambda trial: False, origi
             shares = {"memory_off": 1.0, "memory_shuffled": 1.25, "memory_on": share_left(trial.config)}
             row |= {"write_density": 0.6 - 0.1 * nexus.regret_gamma, "occupancy": 0.5, "load": nexus.load or 0.05}
             row |= {"collisions": 3.0 + seed, "evictions": 1.0, "records_per_second": 1000.0 + number}
-        store.write(trial, row, scores(shares, split, seed), records(shares, seed))
+        columns = {name: column for name, column in records(shares, seed).items() if name not in without}
+        store.write(trial, row, scores(shares, split, seed), columns)
     (root / "sweep.json").write_text(json.dumps({"trials": [trial.id for trial in trials], "timing": None}))
     return trials
 

@@ -95,7 +95,8 @@ def test_differences_that_survive_are_those_below_alpha(findings):
 
 def test_power_is_that_of_the_sweep(findings):
     (seen,) = conclusions.expectations(findings)  # on unseen all are the GNN
-    assert (seen.split, seen.seeds, seen.regulators, seen.comparisons) == ("seen", 2, 8, 28)
+    tested = sum(not pair.same for pair in findings.paired["memory_on"].values())
+    assert (seen.split, seen.seeds, seen.regulators, seen.comparisons) == ("seen", 2, 8, tested)
     assert 0 < seen.limit <= seen.detectable and seen.line() in texts(conclusions.section(findings))
 
 
@@ -171,24 +172,36 @@ def test_the_knob_that_decides_is_found(findings):
     assert "FanovaImportanceEvaluator" in picture.caption and f"n = {len(found)}" in picture.caption
 
 
-def test_slices_and_quarters_are_those_of_the_tables(findings):
+def test_slices_and_quarters_are_those_of_the_tables(findings, monkeypatch):
+    monkeypatch.setattr(slices, "FEWEST", 5)
     own = findings.judged("seen")[1]
-    by_slice = slices.by_slice(findings.store, own)
-    assert {name: gain.n for name, gain in by_slice.items()} == {"all": 32, "rare": 20, "others": 12, "outlier": 12}
+    rows = errors(findings.store, own, "memory_on", "test", ("rare", "outlier"))
+    by_slice = slices.by_slice(rows, 1000, 0.95)
+    sizes = {name: (regulators, gain.n) for name, (gain, regulators) in by_slice.items()}
+    assert sizes == {"all": (8, 32), "rare": (5, 20), "others": (3, 12), "outlier": (3, 12)}
     told = shown(texts(slices.section(findings)))
-    assert contains(told, ["seen", "rare regulators", span(by_slice["rare"]), "20"])
-    assert np.isnan(by_slice["outlier"].lower)  # three regulators
+    (rare, _), (others, _) = by_slice["rare"], by_slice["others"]
+    assert contains(told, ["seen", "rare regulators", span(rare), "5", "20"]) and rare.lower < rare.value
+    assert contains(told, ["seen", "all but rare", span(others), "3", "12"]) and np.isnan(others.lower)  # too few
     programs = slices.on_rare_programs(findings, own)
-    assert contains(told, ["seen", "rare programs", span(programs), "32"]) and programs.lower < programs.value
-    quarters, rows = slices.by_size(findings.store, own), errors(findings.store, own, "memory_on", "test")
+    assert contains(told, ["seen", "rare programs", span(programs), "", "32"]) and programs.lower < programs.value
+    quarters = slices.by_size(findings.store, own)
     inside = rows["regulator"] < 5
     names = ("squared_error", "reference_error", "regulator", "seed")
-    assert by_slice["rare"] == nested_gain(*(rows[name][inside] for name in names))
+    assert rare == nested_gain(*(rows[name][inside] for name in names))
+    unknown = rows | {name: np.full(len(inside), None) for name in ("rare", "outlier")}
+    assert list(slices.by_slice(unknown, 1000, 0.95)) == ["all"]
     assert sum(gain.n for *_, gain in quarters) == 32 and quarters[0][0] == rows["reference_error"].min()
     low, high, gain = quarters[1]
     inside = (rows["reference_error"] >= low) & (rows["reference_error"] < high)
     names = ("squared_error", "reference_error", "regulator", "seed")
     assert gain == nested_gain(*(rows[name][inside] for name in names)) and span(gain) in told
+
+
+def test_rows_that_do_not_say_who_is_rare_are_told_of(tmp_path, write, findings):
+    write(tmp_path, arms=[{}], without=("rare", "outlier", "training_records"))
+    assert "do not say who is rare" in texts(slices.section(read_findings(str(tmp_path))))
+    assert "do not say who is rare" not in texts(slices.section(findings))
 
 
 def test_baselines_and_traits_are_the_printed_tables(findings):
