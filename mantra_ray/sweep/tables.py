@@ -156,7 +156,9 @@ def empty_table(labels: Sequence[str], splits: Sequence[str]) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for label in [*labels, *splits]:
         table.add_column(
-            label, justify="left" if label in ("arm", "geometry", "configuration") else "right", no_wrap=True
+            label,
+            justify="left" if label in ("arm", "geometry", "configuration") else "right",
+            no_wrap=label != "configuration",  # which may be long, and gives way to the numbers
         )
     return table
 

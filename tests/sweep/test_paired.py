@@ -1,10 +1,14 @@
 """Configurations against the default on the same records: what is compared, and what the numbers are."""
 
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from mantra_ray.config import ExperimentConfig
 from mantra_ray.evaluation.statistics import holm, ratio_bootstrap
+from mantra_ray.sweep import tables
 from mantra_ray.sweep.paired import RESAMPLES, against_default, compare, default_configuration
 from mantra_ray.sweep.spec import SweepSpec
 from mantra_ray.sweep.store import Store
@@ -124,3 +128,13 @@ def test_one_regulator_has_a_value_alone():
     *intervals, p_value = compare(mine, theirs, 100, 0.95)
     assert [interval.value for interval in intervals] == [0.25, 0.25, 0.75] and p_value == 1.0
     assert all(np.isnan([interval.lower, interval.upper]).all() for interval in intervals)
+
+
+def test_long_names_give_way_to_numbers(sweep, monkeypatch):
+    monkeypatch.setattr(tables, "changes", lambda item, names: "a long name, " * 8)
+    store, found = sweep({1.0: lambda rng: 0.05 + 0.3 * rng.normal(size=2 * REGULATORS)})
+    pairs = against_default(store, found, "memory_on")
+    (paired,) = pairs.values()
+    console = Console(file=io.StringIO(), width=100)
+    console.print(compared_table(found, pairs, ["seen"]))
+    assert span(paired.improved, "") in console.file.getvalue() and "…" not in console.file.getvalue()
