@@ -29,12 +29,13 @@ from mantra_ray.evaluation.statistics import Interval, mean_interval, nested_gai
 from mantra_ray.files import atomic
 from mantra_ray.sweep.options import check_writable, shown
 
-Tails = Literal["normal", "t3", "skewed"]
+Tails = Literal["normal", "t3", "skewed", "few"]
 STATISTICS = ("difference", "gain", "iqm", "improvement", "plain")  # the last: the difference by plain percentiles
 CONFIDENCE = 0.95
 GOAL = (0.93, 0.97)
 GAIN = 0.2  # true gain of the simulated memory over the GNN
 SPREAD = 0.3  # of what the parts add to a record's difference, in the GNN's mean error
+FEW = 0.15  # share of those that differ from the others
 HARDNESS = 0.4  # logarithmic standard deviation of the regulators' GNN errors
 LARGE = 4_000  # regulators, and seeds times these, from which the truth of the robust statistics is computed
 DESCRIPTION = "How often the intervals hold the truth, on results drawn with a known one."
@@ -61,6 +62,7 @@ SCENARIOS = (
     Scenario("regulators", 1.0, 0.05, 0.5, 1.0),
     Scenario("regulators, heavy tails", 1.0, 0.05, 0.5, 1.0, "t3"),
     Scenario("regulators, skewed", 1.0, 0.05, 0.5, 1.0, "skewed"),
+    Scenario("few regulators", 1.0, 0.05, 0.5, 0.5, "few"),
     Scenario("records", 0.0, 0.0, 0.0, 1.0),
     Scenario("seeds", 0.2, 0.3, 0.2, 0.5),
     Scenario("seeds alone", 0.0, 1.0, 0.0, 0.1),
@@ -115,11 +117,16 @@ class Options:
 
 
 def standard(tails: Tails, shape: tuple[int, ...] | int, rng: np.random.Generator) -> np.ndarray:
-    """Draws of mean 0 and variance 1: normal, Student's t of 3 degrees of freedom, or a lognormal one (skewness 2)."""
+    """Draws of mean 0 and variance 1.
+
+    Normal, Student's t of 3 degrees of freedom, lognormal (skewness 2), or one of two values, the larger for `FEW`.
+    """
     if tails == "normal":
         return rng.normal(size=shape)
     if tails == "t3":
         return rng.standard_t(3, size=shape) / np.sqrt(3)
+    if tails == "few":
+        return ((rng.random(shape) < FEW) - FEW) / np.sqrt(FEW * (1 - FEW))
     sigma = 0.5513  # of a lognormal with skewness 2
     return (rng.lognormal(0, sigma, shape) - np.exp(sigma**2 / 2)) / np.sqrt(np.exp(sigma**2) * np.expm1(sigma**2))
 

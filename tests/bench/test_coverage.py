@@ -13,7 +13,7 @@ from mantra_ray.evaluation.robust import interquartile_mean, pair_gains
 NAMES = {scenario.name: scenario for scenario in SCENARIOS}
 
 
-@pytest.mark.parametrize("name", ["regulators, skewed", "seeds", "other regulators each seed"])
+@pytest.mark.parametrize("name", ["regulators, skewed", "few regulators", "seeds", "other regulators each seed"])
 def test_many_draws_have_the_truth(name):
     rng, case = np.random.default_rng(0), NAMES[name]
     truth = truths(case, rng)
