@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import pyarrow.dataset as ds
 import torch
 
 from mantra_ray.bench.throughput import by_sweep
@@ -80,8 +81,8 @@ def swept(folder: Path, quick: bool) -> dict[str, Any]:
     """Run the sweep on all GPUs, or cores, that this process sees."""
     base = replace(SMOKE if quick else BASE, gpus_per_trial=GPUS_PER_TRIAL if torch.cuda.device_count() else 0.0)
     row = by_sweep(*((QUICK_TRIALS, QUICK_SEEDS) if quick else (TRIALS, SEEDS)), base, folder)
-    columns = ["provenance.actor", "started", "ended"]
-    trials = Store(sweep_folder(folder, quick) / "results").read("trials", columns=columns).to_pylist()
+    columns, of_memory = ["provenance.actor", "started", "ended"], ds.field("kind") == "nexus"  # baselines use no GPU
+    trials = Store(sweep_folder(folder, quick) / "results").read("trials", columns=columns, where=of_memory).to_pylist()
     wall = row["wall"] - row["starting"]
     return {
         "slots": row["slots"],
