@@ -103,12 +103,10 @@ def slice_gains(sweep: Findings, records: pd.DataFrame) -> pd.DataFrame:
     Slices: all, rare, others (all but the rare), outlier; all alone where rows of an earlier version do not say who
     is rare. Intervals are over regulators and uncorrected; a slice of few regulators has none.
     """
-    rows = []
+    rows, resamples = [], sweep.trials[0]["evaluation.bootstrap"]
     for arm in (arm for arm in ARMS if arm in records):
         known = _columns(records.dropna(subset=arm), squared_error=arm, reference_error="gnn")
-        for name, (gain, regulators) in by_slice(
-            known, sweep.trials[0]["evaluation.bootstrap"], sweep.confidence
-        ).items():
+        for name, (gain, regulators) in by_slice(known, resamples, sweep.confidence).items():
             who = {"slice": name, "arm": arm, "regulators": regulators, "records": gain.n}
             rows.append(who | interval_columns(gain))
     return pd.DataFrame(rows)
@@ -116,14 +114,14 @@ def slice_gains(sweep: Findings, records: pd.DataFrame) -> pd.DataFrame:
 
 def slice_differences(sweep: Findings, records: pd.DataFrame) -> pd.DataFrame:
     """Gain of the memory less that of another arm on the same records, by slice; as `slice_gains`."""
-    rows = []
+    rows, resamples = [], sweep.trials[0]["evaluation.bootstrap"]
     for arm in (arm for arm in ARMS[1:] if arm in records):
         known = _columns(records.dropna(subset=arm), mine="memory_on", other=arm, reference="gnn")
         saved = known["other"] - known["mine"]
         for name, inside in members(known).items():
             regulator = known["regulator"][inside]
             columns = saved[inside, None], known["reference"][inside, None], regulator, known["seed"][inside]
-            limits = ratio_intervals(*columns, sweep.trials[0]["evaluation.bootstrap"], sweep.confidence, 0)
+            limits = ratio_intervals(*columns, resamples, sweep.confidence, 0)
             difference = unless_few(Interval(*(float(limit[0]) for limit in limits), len(regulator)), regulator)
             rows.append({"slice": name, "what": f"{name}: memory_on less {arm}"} | interval_columns(difference))
     return pd.DataFrame(rows)

@@ -33,7 +33,7 @@ SLICES = {"all": "all", "rare": "rare regulators", "others": "all but rare", "ou
 PROGRAMS = "rare programs"
 QUARTERS = ("least", "second", "third", "most")  # of the GNN's error on a record
 JUDGED = ("squared_error", "reference_error", "regulator", "seed")
-FEWEST = 10  # regulators from which intervals hold (`mantra bench coverage --regulators 10`); of fewer they are short
+FEWEST = 10  # regulators; intervals of fewer are too short (`mantra bench coverage` says what those of ten hold)
 LOOK = Look(PALETTE[0], "o", "-")
 
 

@@ -56,8 +56,8 @@ class Store:
         """Write a trial's rows; its row in `trials` comes last, so a trial that has one is whole.
 
         `trial` holds status, error (stored without secrets), seconds, started, ended, diagnostics and provenance (names
-        with a dot); `scores` and `curves` are lists of rows, `records` maps column names to arrays of one length
-        (those of slices may lack).
+        with a dot); `scores` and `curves` are lists of rows, `records` maps column names to arrays of one length,
+        of which those in `SLICES` may be missing.
         """
         if trial.get("error"):
             trial = trial | {"error": scrubbed(trial["error"])}
