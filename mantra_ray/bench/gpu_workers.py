@@ -38,8 +38,8 @@ HALVINGS = 14  # of the interval in which the gate's threshold is sought
 BESIDE = (1, 2, 4, 8, 12)  # trials side by side on one GPU
 WINDOW = 6.0  # seconds for which they run, and until the trials of that moment end
 # 20 tokens a record; headers are all different, else their similarity of 1 would leave the gate nothing to choose by
-FULL = NexusConfig(top_programs=16, dose_bins=8, batch=8192, epochs=3)
-SMALL = replace(FULL, **LAPTOP, buckets=64, slots=32, batch=1024)
+FULL = NexusConfig(top_programs=16, dose_bins=8, batch=8192, epochs=6)  # graphs are recorded in the first two
+SMALL = replace(FULL, **LAPTOP, buckets=64, slots=32, batch=1024, epochs=3)
 TINY = replace(FULL, **LAPTOP | {"d_model": 16}, heads=2, top_programs=3, buckets=8, slots=8, batch=32, epochs=2)
 
 QUICK = Size(12, 4, 4, TINY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mantra_ray.nexus.adapter import Correction, Memories, Nexus, trimmed
 from mantra_ray.nexus.cam import EMPTY, Memory
+from mantra_ray.nexus.gather import gathered, share
 from mantra_ray.nexus.records import Records, hidden_share
 from mantra_ray.training.descent import Descent
 from mantra_ray.training.inputs import Space
@@ -91,10 +92,9 @@ def fit_correction(
         reader = trimmed(memories)
         if epoch == 0:
             model.trust_(reader, train, space.reached, space.observed(train.residual))
-        found = read_only(model, reader, held_out)
-        error = space.error(held_out.residual, found.value)
+        error, metrics = validated(model, reader, held_out, space)
         candidates.add(error)
-        metrics = pass_metrics(seen) | read_metrics(found)
+        metrics |= pass_metrics(seen)
         metrics["validation_gain"] = 1 - float(error.mean() / space.observed(held_out.residual).square().mean())
         if epoch < config.epochs:
             metrics["loss"] = regression.epoch(reader, progress.draw)
@@ -111,18 +111,35 @@ def pass_metrics(seen: dict[str, float]) -> dict[str, float]:
 
 def read_metrics(found: Correction) -> dict[str, float]:
     """Means over records and manifolds of what reads found, and of the trust in it; empty where nothing was read."""
-    if not len(found.value):
-        return {}
+    return means(of_records(found))
 
-    def mean(values: Iterable[Tensor]) -> float:
-        return float(torch.stack(list(values)).mean())
+
+def of_records(found: Correction) -> dict[str, Tensor]:
+    """Means over manifolds, each [N], of what reads found, and of the trust in it."""
+
+    def mean(values: Iterable[Tensor]) -> Tensor:
+        return torch.stack(list(values)).float().mean(0)
 
     return {
-        "hard_hit_rate": mean(read.hard.float() for read in found.found),
-        "gate_mean": float(found.gate.mean()),
+        "hard_hit_rate": mean(read.hard for read in found.found),
+        "gate_mean": found.gate.float().mean(1),
         "sim_max_mean": mean(read.sim_max for read in found.found),
         "read_entropy": mean(read.entropy for read in found.found),
     }
+
+
+def means(columns: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means of columns [N]; without records no columns."""
+    return {name: float(values.mean()) for name, values in columns.items() if len(values)}
+
+
+def validated(model: Nexus, memories: Memories, records: Records, space: Space) -> tuple[Tensor, dict[str, float]]:
+    """Errors [N] of the corrections of held-out records, and `read_metrics`; each worker computes its share of them."""
+    mine = records.take(share(len(records), *workers()))
+    found = read_only(model, memories, mine)
+    columns = of_records(found)
+    error, *whole = gathered([space.error(mine.residual, found.value), *columns.values()], len(records))
+    return error, means(dict(zip(columns, whole, strict=True)))
 
 
 def chosen_epoch(errors: np.ndarray) -> int:
