@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mantra_ray.bench.fault_sweep import MIB, NAME
-from mantra_ray.sweep.cluster import QUIET
+from mantra_ray.sweep.cluster import QUIET, private
 
 STORE = 128 * MIB  # object store of a node
 PATIENCE = 30.0  # seconds for processes to end that nobody needs any more
@@ -25,14 +25,15 @@ WORK = (TRIAL, STAGE, "ray::TrainController")
 
 
 class Cluster:
-    """A Ray cluster on this machine, one raylet a node; a context manager. Linux."""
+    """A Ray cluster on this machine that it alone can reach, one raylet a node; a context manager. Linux."""
 
     def __init__(self, cpus: tuple[int, ...], folder: Path):
         from ray.cluster_utils import Cluster as Nodes
 
         os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
         os.environ["RAY_TMPDIR"] = str(folder)
-        self.cpus = cpus
+        self.cpus, self.within = cpus, contextlib.ExitStack()
+        self.within.enter_context(private())  # until the end, so that drivers too listen here alone
         head = {"num_cpus": cpus[0], "include_dashboard": False, "object_store_memory": STORE}
         self.nodes = Nodes(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
         self.others = []
@@ -43,6 +44,7 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self.nodes.shutdown()
+        self.within.close()
 
     @property
     def address(self) -> str:

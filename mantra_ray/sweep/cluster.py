@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ QUIET = {
 }
 # Despite its name Ray asks it on Linux too.
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+PATIENCE = 10.0  # seconds in which a cluster must accept a connection; Ray itself waits for many minutes
 
 
 @contextmanager
@@ -79,14 +81,14 @@ def connected(address: str) -> Iterator[dict[str, float]]:
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module=r"ray\.")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    remember(address)
     ours = not ray.is_initialized()
-    with private() if ours and not address else nullcontext(), _session(address, ours):
+    with private() if ours and here_alone(address) else nullcontext(), _session(address, ours):
         yield {kind: ray.cluster_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}
 
 
 @contextmanager
 def _session(address: str, ours: bool) -> Iterator[None]:
-    remember(address)
     if ours:
         where = {"address": address} if address else {"address": "local", "include_dashboard": False}
         try:
@@ -99,6 +101,28 @@ def _session(address: str, ours: bool) -> Iterator[None]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def here_alone(address: str) -> bool:
+    """Whether the Ray there, or the one to start if the address is empty, listens to this machine alone.
+
+    Its drivers must then do so too, since Ray takes 127.0.0.1 for the machine's address in its network. Raises
+    InputError if nothing listens at a host and port.
+    """
+    host, _, port = address.rpartition(":")
+    if not address or "/" in host or not port.isdigit():  # others, such as "auto", Ray finds itself
+        return not address
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise InputError("options", "--address", address, f"no Ray cluster answers: {error}") from error
+    if host != "localhost" and not host.startswith("127."):
+        return False
+    try:
+        socket.create_connection((ray.util.get_node_ip_address(), int(port)), PATIENCE).close()
+    except OSError:
+        return True
+    return False
 
 
 def slots(options: Options, resources: dict[str, float]) -> int:
