@@ -153,7 +153,7 @@ def test_the_package_itself_serves_nobody():
         assert not re.search(r"0\.0\.0\.0|http\.server|socketserver|\.bind\(|include_dashboard\W+True", text), path
         starts = re.search(r"\bray\.init\(|cluster_utils", text) and "mantra_ray" in path.parts
         assert not starts or path.name in ("cluster.py", "fault_host.py"), path
-    assert "mantra bench faults" in PAGE  # whose nodes do
+    assert "mantra bench faults" in PAGE  # whose nodes serve this machine
     assert not any("bind_all" in page.read_text() for page in (ROOT / "docs").glob("*.md"))
 
 

@@ -28,12 +28,14 @@ class Cluster:
     """A Ray cluster on this machine that it alone can reach, one raylet a node; a context manager. Linux."""
 
     def __init__(self, cpus: tuple[int, ...], folder: Path):
+        from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
         from ray.cluster_utils import Cluster as Nodes
 
         os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
         os.environ["RAY_TMPDIR"] = str(folder)
         self.cpus, self.within = cpus, contextlib.ExitStack()
         self.within.enter_context(private())  # until the end, so that drivers too listen here alone
+        enable_token_auth_by_default()  # as `ray.init` does for a Ray of its own
         head = {"num_cpus": cpus[0], "include_dashboard": False, "object_store_memory": STORE}
         self.nodes = Nodes(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
         self.others = []
