@@ -17,7 +17,7 @@ from mantra_ray.bench.fault_sweep import MIB, NAME
 from mantra_ray.sweep.cluster import QUIET, private
 
 STORE = 128 * MIB  # object store of a node
-PATIENCE = 30.0  # seconds for processes to end that nobody needs any more
+PATIENCE = 90.0  # seconds for processes to end that nobody needs any more; Ray's agents take 61 without a raylet
 HUNG = 1000  # stands for the exit code of a command that had to be killed
 TRIAL, STAGE = "ray::ImplicitFunc", "ray::RayTrainWorker"  # how Ray calls the processes that work
 TRIALS = re.compile(r"^trials \d", re.MULTILINE)  # how a command says that trials run
