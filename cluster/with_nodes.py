@@ -17,6 +17,9 @@ import time
 import ray
 from ray.autoscaler.sdk import request_resources
 
+from mantra_ray.errors import InputError
+from mantra_ray.sweep.cluster import connected
+
 POLL = 2.0  # seconds between looks at the cluster
 
 
@@ -33,7 +36,15 @@ def main(args: list[str] | None = None) -> int:
     options = parser.parse_args(args)
     if not options.command and not options.release:
         parser.error("no command was given")
-    ray.init(address=options.address, logging_level="ERROR", log_to_driver=False)
+    try:
+        with connected(options.address):
+            return run(options)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Ask for the nodes, run the command when they are there, and take the request back, whatever happens."""
     wanted = {"CPU": options.cpus, "GPU": options.gpus}
     process = None
 
@@ -54,7 +65,6 @@ def main(args: list[str] | None = None) -> int:
             return process.wait()
     finally:
         request_resources(bundles=[])
-        ray.shutdown()
     return 0
 
 

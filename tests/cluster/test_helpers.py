@@ -1,5 +1,7 @@
 """The helpers that wait for nodes and copy rows."""
 
+import contextlib
+
 import fsspec
 import pytest
 
@@ -83,11 +85,10 @@ class Cluster:
     def nodes(self):
         return [{"Alive": True}] * (1 + self.gpus) + [{"Alive": False}]
 
-    def init(self, **options):
-        self.address = options["address"]
-
-    def shutdown(self):
-        pass
+    @contextlib.contextmanager
+    def connected(self, address):
+        self.address = address
+        yield {}
 
 
 @pytest.fixture
@@ -97,11 +98,21 @@ def waiting(script, monkeypatch):
     def make(most):
         module, cluster = script("with_nodes.py"), Cluster(most)
         monkeypatch.setattr(module, "ray", cluster)
+        monkeypatch.setattr(module, "connected", cluster.connected)
         monkeypatch.setattr(module, "request_resources", lambda bundles: cluster.asked.append(bundles))
         monkeypatch.setattr(module, "POLL", 0.0)
         return module, cluster
 
     return make
+
+
+def test_where_no_cluster_answers_nothing_runs(script, tmp_path, capsys):
+    module = script("with_nodes.py")
+    with pytest.raises(SystemExit) as ended:
+        module.main(["--address", "127.0.0.1:1", "--", "touch", str(tmp_path / "ran")])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and "no Ray cluster answers" in told and "127.0.0.1:1" in told
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_command_runs_when_the_nodes_are_there_and_they_are_let_go(waiting, tmp_path, capfd):

@@ -88,8 +88,7 @@ def test_a_sweep_runs_on_three_nodes_that_ask_for_a_token(scratch, tmp_path):
         assert address, "the nodes did not start"
         sweep = ["sweeps/cam_geometry.py", "--smoke", "--seeds", "1", "--splits", "seen", "--address", address]
         waiting = ["cluster/with_nodes.py", "--address", address, "--nodes", "3", "--cpus", "3", "--"]
-        here = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # where the nodes are
-        done = run(sys.executable, *waiting, sys.executable, *sweep, "--out", tmp_path, **known, **here)
+        done = run(sys.executable, *waiting, sys.executable, *sweep, "--out", tmp_path, **known)
         assert done.returncode == 0, done.stdout + done.stderr
         store = Store(tmp_path / "cam_geometry" / "results")
         assert len(store.finished()) == 7 and set(store.ended().values()) == {"done"}
